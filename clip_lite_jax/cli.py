@@ -1,0 +1,95 @@
+"""The ``clip-lite`` command: thin subcommands, each one call."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip_lite_jax._version import __version__
+from clip_lite_jax.errors import ConfigError, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 for a request that cannot be met."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        if rest and known.command not in ("train", "config"):
+            raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
+        known.call(known, rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clip-lite", description="Train and use CLIP-Lite dual encoders.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    any_field = "any field: --config.optim.learning_rate=3e-4"
+
+    train = commands.add_parser("train", help="train, evaluate and report", epilog=any_field)
+    train.add_argument("--config", required=True, help="a Python file with get_config()")
+    train.add_argument("--workdir", required=True, type=Path, help="folder of the run")
+    train.set_defaults(call=_train)
+
+    config = commands.add_parser("config", help="print the resolved configuration", epilog=any_field)
+    config.add_argument("--config", required=True, help="a Python file with get_config()")
+    config.set_defaults(call=_config)
+
+    report = commands.add_parser("report", help="write the report of a run again")
+    report.add_argument("workdir", type=Path, help="folder of the run")
+    report.set_defaults(call=_report)
+
+    search = commands.add_parser("search", help="find pictures by text")
+    search.add_argument("--model", required=True, type=Path, help="folder of a run")
+    search.add_argument("--images", required=True, type=Path, help="folder of pictures")
+    search.add_argument("--count", type=int, default=5, help="files to print (default 5)")
+    search.add_argument("query")
+    search.set_defaults(call=_search)
+    return parser
+
+
+# Imports stand inside the commands so that --help does not wait for jax.
+
+
+def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.config import load_config, parse_overrides
+    from clip_lite_jax.main import run
+
+    run(load_config(known.config, parse_overrides(rest)), known.workdir)
+
+
+def _config(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.config import describe, load_config, parse_overrides
+
+    print(describe(load_config(known.config, parse_overrides(rest))))
+
+
+def _report(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    del rest
+    from clip_lite_jax.apps.report import write_report
+
+    print(write_report(known.workdir))
+
+
+def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    del rest
+    from clip_lite_jax.apps.search import search
+    from clip_lite_jax.inference import load
+
+    hits = search(load(known.model), known.images, known.query, known.count)
+    for path, similarity in hits.files:
+        print(f"{similarity:.3f}  {path}")
+    for path, reason in hits.unreadable:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The built-in emoji pairs; see NOTICE.md for their makers and licences."""

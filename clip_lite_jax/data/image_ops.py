@@ -1,0 +1,120 @@
+"""Decoding, cropping and augmenting images with Pillow; captions follow where they must."""
+
+import io
+import re
+import warnings
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from clip_lite_jax.config import AugmentConfig
+from clip_lite_jax.errors import BadImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 64_000_000
+"""Larger images are refused unread: a small file can hold a huge picture."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """Encoded bytes → RGB picture, upright (EXIF), transparency over white, first frame only.
+
+    Raises:
+      BadImage: empty, broken, truncated, of another format, or larger than `MAX_PIXELS`.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings about metadata we do not use
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except BadImage:
+        raise
+    # Pillow's decoders raise a zoo of exceptions on damaged data, SyntaxError and struct.error
+    # among them; every one of them means that this image cannot be used.
+    except Exception as error:
+        raise BadImage(f"cannot be decoded: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        values = np.asarray(image, np.float64)
+        top = 65535 if values.max() > 255 else 255
+        return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Shorter side to `size`, then the centre square: uint8 ``[size, size, 3]``."""
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC), np.uint8)
+
+
+def augment(
+    image: Image.Image,
+    caption: str,
+    size: int,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, str]:
+    """Random resized crop, flip and colour jitter: uint8 ``[size, size, 3]`` and its caption.
+
+    A flipped image swaps "left" and "right" in its caption.
+    """
+    box = _random_box(image.width, image.height, config, rng)
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if rng.random() < config.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        caption = swap_left_right(caption)
+    if rng.random() < config.jitter:
+        image = _jitter(image, config, rng)
+    return np.asarray(image, np.uint8), caption
+
+
+def _random_box(
+    width: int, height: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) of a crop of random area and shape, in pixels."""
+    area = width * height
+    for _ in range(10):
+        target = area * rng.uniform(*config.crop_scale)
+        ratio = np.exp(rng.uniform(*np.log(config.crop_ratio)))
+        w, h = np.sqrt(target * ratio), np.sqrt(target / ratio)
+        if w <= width and h <= height:
+            left, upper = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, upper, left + w, upper + h
+    side = min(width, height)  # no crop of such a shape fits: the centre square
+    left, upper = (width - side) / 2, (height - side) / 2
+    return left, upper, left + side, upper + side
+
+
+def _jitter(image: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+    enhancers = [
+        (ImageEnhance.Brightness, config.brightness),
+        (ImageEnhance.Contrast, config.contrast),
+        (ImageEnhance.Color, config.saturation),
+    ]
+    for i in rng.permutation(len(enhancers)):
+        enhancer, strength = enhancers[i]
+        image = enhancer(image).enhance(rng.uniform(1 - strength, 1 + strength))
+    return image
+
+
+_LEFT_RIGHT = re.compile(r"left|right", re.IGNORECASE)
+
+
+def swap_left_right(caption: str) -> str:
+    """Turns "left arrow" into "right arrow": what a mirrored picture shows; keeps the case of each word."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match.group()
+        other = "right" if word.lower() == "left" else "left"
+        return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
+
+    return _LEFT_RIGHT.sub(swap, caption)

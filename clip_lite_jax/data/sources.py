@@ -1,0 +1,235 @@
+"""Where pairs come from: named splits of random-access sequences of `Example`.
+
+Files come from strangers.  What cannot be used is listed with its reason in `BadExamples`, and a
+path never leaves the folder it belongs to.
+"""
+
+import csv
+import hashlib
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.records import Example, RecordSource
+from clip_lite_jax.errors import DataError
+
+EMOJI_FILE = Path(__file__).parent / "builtin" / "emoji.arrayrecord"
+
+
+class Source(Protocol):
+    """Random access to examples; safe to share between threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """The example with its encoded image (empty where the image cannot be read)."""
+        ...
+
+    def metadata(self, index: int) -> Example:
+        """The example without its image: cheap."""
+        ...
+
+
+def captions_of(source: Source) -> Iterator[str]:
+    """All captions of all examples."""
+    for index in range(len(source)):
+        yield from source.metadata(index).captions
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of ids, groups and captions: tells whether a run continues on the data it began with."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index in range(len(source)):
+        example = source.metadata(index)
+        digest.update("\x00".join((example.id, example.group, *example.captions, "\n")).encode())
+    return digest.hexdigest()
+
+
+class BadExamples:
+    """The examples that could not be used, each once, with the reason; kept in a JSONL file."""
+
+    def __init__(self, path: Path | None = None, max_share: float = 1.0, total: int = 0) -> None:
+        """Raises no error until more than `max_share` of `total` examples are bad."""
+        self.path, self.max_share, self.total = path, max_share, total
+        self._lock = threading.Lock()
+        self._reasons: dict[str, str] = {}
+        if path is not None and path.exists():
+            lines = path.read_text().splitlines()
+            self._reasons = {item["id"]: item["reason"] for item in map(json.loads, lines)}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, id: str, reason: str) -> None:
+        """Lists an example; raises `DataError` when too large a share of the source is bad."""
+        with self._lock:
+            if id in self._reasons:
+                return
+            self._reasons[id] = reason
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"id": id, "reason": reason}) + "\n")
+        if self.total and len(self) > self.max_share * self.total:
+            raise DataError(
+                f"{len(self)} of {self.total} examples cannot be used (data.max_bad_share="
+                f"{self.max_share}); the latest: {id}: {reason}; all are listed in {self.path}"
+            )
+
+
+def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    """The splits of the source that `config` names; unusable examples are added to `bad`.
+
+    Raises:
+      DataError: an unknown source, or a file that does not hold what it should.
+    """
+    if config.source in SOURCES:
+        splits = SOURCES[config.source](config, bad)
+    elif Path(config.source).suffix.lower() in (".csv", ".tsv"):
+        splits = read_table(config, bad)
+    else:
+        known = ", ".join(sorted(SOURCES))
+        raise DataError(
+            f"data.source={config.source!r}: neither a built-in source ({known}) nor the path of a "
+            ".csv or .tsv table"
+        )
+    if not len(splits.get("train", ())):
+        raise DataError(f"data.source={config.source!r} holds nothing to train on")
+    return splits
+
+
+def read_emoji(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    """The built-in emoji pairs; see ``data/builtin/NOTICE.md`` for their makers and licences."""
+    del config, bad
+    records = RecordSource(EMOJI_FILE)
+    splits: dict[str, RecordSplit] = defaultdict(lambda: RecordSplit(records))
+    for index in range(len(records)):
+        example = records[index]
+        splits[example.attributes["split"]].append(index, replace(example, image=b""))
+    return dict(splits)
+
+
+SOURCES: dict[str, Callable[[DataConfig, BadExamples], dict[str, Source]]] = {
+    "emoji": read_emoji,
+}
+
+
+class RecordSplit:
+    """Some of the records of a file; what is not image is kept in memory."""
+
+    def __init__(self, records: RecordSource) -> None:
+        self.records = records
+        self.indices: list[int] = []
+        self.rows: list[Example] = []
+
+    def append(self, index: int, metadata: Example) -> None:
+        self.indices.append(index)
+        self.rows.append(metadata)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.records[self.indices[index]]
+
+    def metadata(self, index: int) -> Example:
+        return self.rows[index]
+
+
+class ImageFiles:
+    """Examples whose images lie in files under one folder."""
+
+    def __init__(self, root: Path, rows: Sequence[Example]) -> None:
+        """`rows` have the path relative to `root` as their id and no image yet."""
+        self.root, self.rows = root, list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.rows[index]
+        try:
+            image = (self.root / row.id).read_bytes()
+        except OSError:  # the decoder reports it: an empty image is a bad example
+            image = b""
+        return replace(row, image=image)
+
+    def metadata(self, index: int) -> Example:
+        return self.rows[index]
+
+
+def read_table(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    """Pairs from a CSV or TSV file with a header: one row per caption or per image.
+
+    Rows of one image become one example with all its captions.  Image paths are relative to the
+    table's folder and may not leave it.  Rows without a caption and rows whose file is missing are
+    listed in `bad` and left out; broken images are found when they are read.
+
+    Raises:
+      DataError: no such file, a missing column, text that is not UTF-8, or no usable row.
+    """
+    path = Path(config.source)
+    root = path.parent.resolve()
+    rows = _table_rows(path, config)
+    captions: dict[str, list[str]] = defaultdict(list)
+    first: dict[str, Mapping[str, str]] = {}
+    for number, row in rows:
+        name, reason = row[config.image_column].strip(), ""
+        texts = [row[column].strip() for column in config.caption_columns]
+        target = (root / name).resolve()
+        if not name:
+            reason = "no image path"
+        elif not target.is_relative_to(root):
+            reason = f"the path leaves {root}"
+        elif not any(texts):
+            reason = "empty caption"
+        elif not target.is_file():
+            reason = "no such file"
+        if reason:
+            bad.add(f"{path.name}:{number}: {name}", reason)
+            continue
+        key = str(target.relative_to(root))
+        first.setdefault(key, row)
+        captions[key] += [text for text in texts if text and text not in captions[key]]
+    bad.total = len(first) + len(bad)
+    examples: dict[str, list[Example]] = defaultdict(list)
+    for key, row in first.items():
+        group = row[config.group_column] if config.group_column else key
+        split = row[config.split_column] if config.split_column else None
+        split = split or split_of(group, config.held_out)
+        examples[split].append(Example(key, group, tuple(captions[key]), b"", {"split": split}))
+    if not first:
+        raise DataError(f"{path}: no usable row; {len(bad)} are listed in {bad.path}")
+    return {split: ImageFiles(root, chosen) for split, chosen in sorted(examples.items())}
+
+
+def _table_rows(path: Path, config: DataConfig) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of every row; cells that a short row lacks are empty."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    needed = [config.image_column, *config.caption_columns]
+    needed += [c for c in (config.group_column, config.split_column) if c]
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter=delimiter, restval="")
+            for column in needed:
+                if column not in (reader.fieldnames or ()):
+                    raise DataError(
+                        f"{path}: no column {column!r}; it has {', '.join(reader.fieldnames or ())}"
+                        ". Name yours with data.image_column and data.caption_columns"
+                    )
+            return [(reader.line_num, row) for row in reader]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"data.source={path}: {error}") from error
+
+
+def split_of(group: str, held_out: float) -> str:
+    """train, validation or test by a hash of the group: stable when other rows come or go."""
+    share = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) / 2**64
+    return "test" if share < held_out else "validation" if share < 2 * held_out else "train"

@@ -1,0 +1,29 @@
+"""Errors that the person who started the run can mend.
+
+Their messages name the field or file, the value and the way out; the command line prints them
+without a traceback.  Any other exception is a bug and shows where it is.
+"""
+
+
+class UserError(Exception):
+    """Base of all errors whose message is enough."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot run."""
+
+
+class DataError(UserError, ValueError):
+    """Data that a run cannot use."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that is missing or does not fit."""
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """Loss or gradient stopped being a number."""
+
+
+class BadImage(UserError, ValueError):
+    """An image that cannot be used."""

@@ -1,0 +1,45 @@
+"""The final evaluation: the test splits, once, into ``results.json``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.config import to_dict
+from clip_lite_jax.provenance import provenance
+from clip_lite_jax.run import Run, restore_or_init
+from clip_lite_jax.train_step import make_encode_fns
+
+RESULTS_FILE = "results.json"
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Evaluates the newest checkpoint on the test splits and writes ``results.json``.
+
+    A workdir whose results are of that checkpoint already keeps them: test data is used once.
+    """
+    checkpoints = Checkpoints(run.workdir, run.config.checkpoint)
+    stored = read_results(run.workdir)
+    if stored is not None and stored["step"] == checkpoints.latest_step():
+        checkpoints.close()
+        return stored
+    state, _ = restore_or_init(run, checkpoints)
+    checkpoints.close()
+    fns = make_encode_fns(run.model, run.mesh)(state.eval_params, state.model_state)
+    results = {
+        "name": run.config.name,
+        "step": int(state.step),
+        "test": {name: evaluator.run(fns) for name, evaluator in run.evaluators("test").items()},
+        "bad_examples": len(run.bad),
+        "provenance": provenance(),
+        "config": to_dict(run.config),
+    }
+    if run.is_writer:
+        (run.workdir / RESULTS_FILE).write_text(json.dumps(results, indent=2))
+    return results
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None."""
+    path = workdir / RESULTS_FILE
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,117 @@
+"""Cross-modal retrieval: text → image and image → text on one gallery."""
+
+import hashlib
+from collections import defaultdict
+
+import numpy as np
+
+from clip_lite_jax.config import Config, RetrievalConfig
+from clip_lite_jax.data.sources import BadExamples, Source
+from clip_lite_jax.data.tokenizer import Tokenizer
+from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, load_images
+from clip_lite_jax.train_step import EncodeFns
+
+RECALLS = (1, 5, 10)
+
+
+class Retrieval:
+    """R@k and median rank in both directions, with what chance would give.
+
+    A caption's answer is its image; an image's answer is any of its captions, the best-ranked one
+    counts.  Ties count against the model.
+    """
+
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        source: Source,
+        tokenizer: Tokenizer,
+        image_size: int,
+        batch_size: int,
+        bad: BadExamples,
+    ) -> None:
+        chosen = select(source, config)
+        self.examples, self.images = load_images(source, chosen, image_size, bad)
+        count = 1 if config.captions == "first" else None
+        captions = [example.captions[:count] for example in self.examples]
+        self.captions = [text for texts in captions for text in texts]
+        self.owner = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+
+    def run(self, fns: EncodeFns) -> dict[str, float]:
+        return retrieval_metrics(self.scores(fns), self.owner)
+
+    def scores(self, fns: EncodeFns) -> np.ndarray:
+        """T of every image with every caption: ``[images, captions]``."""
+        images = encode_images(fns, self.images, self.batch_size)
+        texts = encode_captions(fns, self.tokenizer, self.captions, self.batch_size)
+        return np.asarray(fns.matrix(images, texts))
+
+
+def select(source: Source, config: RetrievalConfig) -> list[int]:
+    """The gallery's indices: stable under reordering of the source, as they follow hashes of ids."""
+
+    def order(index: int) -> bytes:
+        return hashlib.blake2b(source.metadata(index).id.encode(), digest_size=8).digest()
+
+    chosen = sorted(range(len(source)), key=order)
+    if config.one_per_group:
+        first: dict[str, int] = {}
+        for index in chosen:
+            first.setdefault(source.metadata(index).group, index)
+        chosen = list(first.values())
+    return sorted(chosen[: config.max_images])
+
+
+def retrieval_metrics(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
+    """Recall and median rank from scores ``[images, captions]``; caption c belongs to owner[c]."""
+    images, captions = scores.shape
+    # Rank of each caption's image among all images, 1 is best.
+    own = scores[owner, np.arange(captions)]
+    text_to_image = np.sum(scores >= own, axis=0)
+    # Rank of each image's best caption among the captions of other images and itself.
+    best = np.full(images, -np.inf)
+    np.maximum.at(best, owner, own)
+    foreign = owner[None, :] != np.arange(images)[:, None]
+    image_to_text = 1 + np.sum((scores >= best[:, None]) & foreign, axis=1)
+    metrics: dict[str, float] = {"images": images, "captions": captions}
+    per_image = captions / images
+    for name, ranks, candidates, right in (
+        ("text_to_image", text_to_image, images, 1.0),
+        ("image_to_text", image_to_text, captions, per_image),
+    ):
+        for k in RECALLS:
+            metrics[f"{name}_r{k}"] = float(np.mean(ranks <= k))
+            metrics[f"{name}_r{k}_chance"] = chance_recall(k, candidates, right)
+        metrics[f"{name}_median_rank"] = float(np.median(ranks))
+    return metrics
+
+
+def chance_recall(k: int, candidates: int, right: float) -> float:
+    """Probability that k of `candidates` drawn at random hold at least one of `right` right ones."""
+    k = min(k, candidates)
+    wrong = candidates - right
+    return 1 - float(np.prod([max(wrong - i, 0) / (candidates - i) for i in range(k)]))
+
+
+def build_retrieval(
+    config: Config,
+    sources: dict[str, Source],
+    tokenizer: Tokenizer,
+    bad: BadExamples,
+    stage: str,
+) -> dict[str, Retrieval]:
+    """The configured galleries of a stage (``validation`` or ``test``) whose split has examples."""
+    galleries = defaultdict(str, {r.name: getattr(r, stage) for r in config.eval.retrieval})
+    return {
+        r.name: Retrieval(
+            r,
+            sources[galleries[r.name]],
+            tokenizer,
+            config.data.image_size,
+            config.eval.batch_size,
+            bad,
+        )
+        for r in config.eval.retrieval
+        if len(sources.get(galleries[r.name], ())) > 1
+    }

@@ -1,0 +1,25 @@
+"""``python -m clip_lite_jax.main --config configs/quickstart.py --workdir runs/quickstart``.
+
+The same run as ``clip-lite train`` with the same arguments.
+"""
+
+import sys
+from pathlib import Path
+
+from clip_lite_jax import cli
+from clip_lite_jax.apps.report import write_report
+from clip_lite_jax.config import Config
+from clip_lite_jax.evaluate import evaluate
+from clip_lite_jax.train import train
+
+
+def run(config: Config, workdir: Path) -> Path:
+    """Trains (or resumes), evaluates once on the test splits, writes the report and returns it."""
+    evaluate(train(config, workdir))
+    report = write_report(workdir)
+    print(f"report: {report}")
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

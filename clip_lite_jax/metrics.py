@@ -1,0 +1,152 @@
+"""Where numbers go: ``metrics.jsonl``, TensorBoard, Weights & Biases, and a progress line."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import tensorboardX
+import tqdm
+
+from clip_lite_jax.config import Config, LogConfig, to_dict
+from clip_lite_jax.errors import ConfigError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Scalars by step, under the same names everywhere.  Does nothing where `active` is False."""
+
+    def __init__(self, workdir: Path, config: Config, start_step: int, active: bool) -> None:
+        self.active = active
+        if not active:
+            return
+        self._file = _reopen(workdir / METRICS_FILE, start_step)
+        self._tensorboard = _tensorboard(workdir, config.log, start_step)
+        self._wandb = _wandb(workdir, config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.active:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()  # a killed run keeps every line it wrote
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    path = workdir / METRICS_FILE
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def _reopen(path: Path, start_step: int) -> TextIO:
+    """The file, without the lines that a resumed run is going to write again."""
+    lines = [line for line in read_metrics(path.parent) if line["step"] <= start_step]
+    rewritten = path.with_suffix(".tmp")
+    rewritten.write_text("".join(json.dumps(line) + "\n" for line in lines if start_step))
+    rewritten.replace(path)
+    return path.open("a")
+
+
+def _tensorboard(workdir: Path, config: LogConfig, start_step: int) -> Any:
+    if not config.tensorboard:
+        return None
+    # purge_step tells TensorBoard to hide what a killed run wrote after its last checkpoint.
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+
+def _wandb(workdir: Path, config: Config) -> Any:
+    if config.log.wandb_project is None:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"log.wandb_project={config.log.wandb_project!r} needs Weights & Biases: "
+            "pip install 'clip-lite-jax[wandb]'"
+        ) from error
+    return wandb.init(
+        project=config.log.wandb_project,
+        name=config.name,
+        dir=str(workdir),
+        id=workdir.resolve().name,
+        resume="allow",
+        config=to_dict(config),
+    )
+
+
+class Progress:
+    """A progress bar with images/s, the share of time spent waiting for data, and the time left.
+
+    Rates are moving averages over steps; time spent between steps on evaluation is left out.
+    """
+
+    def __init__(self, start: int, steps: int, batch_size: int, active: bool) -> None:
+        self.batch_size = batch_size
+        self._bar = tqdm.tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=not active,
+            mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
+            dynamic_ncols=True,
+        )
+        self._step_seconds: float | None = None
+        self._wait_seconds = self._waited = 0.0
+        self._since: float | None = None
+
+    def waited(self, seconds: float) -> None:
+        """Counts time spent waiting for the batch of the step to come."""
+        self._waited = seconds
+
+    def restart_clock(self) -> None:
+        """Leaves the time until the next step out of the rates."""
+        self._since = None
+
+    def advance(self) -> None:
+        """Counts one step."""
+        now = time.perf_counter()
+        if self._since is not None:  # the first step compiles, and is left out too
+            seconds = now - self._since
+            keep = 0.9 if self._step_seconds is not None else 0.0
+            self._step_seconds = keep * (self._step_seconds or 0.0) + (1 - keep) * seconds
+            self._wait_seconds = keep * self._wait_seconds + (1 - keep) * self._waited
+        self._since = now
+        self._bar.update()
+
+    def rates(self, loss: float) -> dict[str, float]:
+        """Current images/s and data-wait share; shows them on the bar."""
+        if self._step_seconds is None:
+            return {}
+        rates = {
+            "images_per_second": self.batch_size / self._step_seconds,
+            "data_wait": self._wait_seconds / self._step_seconds,
+        }
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f}, {rates['images_per_second']:.0f} images/s, "
+            f"data wait {rates['data_wait']:.0%}",
+            refresh=False,
+        )
+        return rates
+
+    def close(self) -> None:
+        self._bar.close()

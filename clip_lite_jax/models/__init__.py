@@ -1,0 +1,12 @@
+"""Encoders, critics and the dual encoder.  Flax Linen does not leave this folder."""
+
+from clip_lite_jax.models.dual_encoder import (
+    CRITICS,
+    IMAGE_ENCODERS,
+    TEXT_ENCODERS,
+    Inputs,
+    Model,
+    build_model,
+)
+
+__all__ = ["CRITICS", "IMAGE_ENCODERS", "TEXT_ENCODERS", "Inputs", "Model", "build_model"]

@@ -1,0 +1,41 @@
+"""The bounds on mutual information that a run can maximise, as losses over critic scores.
+
+`OBJECTIVES` names them; `build_objective` binds their parameters.  An objective owns no weights and
+knows nothing of encoders, meshes or batches: it maps `Scores` to ``(loss, metrics)``.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jax import Array
+
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.objectives.bounds import infonce, jsd
+from clip_lite_jax.objectives.scores import Scores, masked_mean
+
+__all__ = ["OBJECTIVES", "Objective", "Scores", "build_objective", "masked_mean"]
+
+Objective = Callable[[Scores], tuple[Array, dict[str, Array]]]
+
+OBJECTIVES: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {
+    "infonce": infonce,
+    "jsd": jsd,
+}
+
+
+def build_objective(name: str, **params: Any) -> Objective:
+    """The objective `name` with its parameters fixed.
+
+    Raises:
+      ConfigError: unknown name or parameter; the message lists the valid ones.
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective.name={name!r}: choose one of {', '.join(sorted(OBJECTIVES))}")
+    objective = OBJECTIVES[name]
+    valid = list(inspect.signature(objective).parameters)[1:]
+    for param in params:
+        if param not in valid:
+            raise ConfigError(f"objective.options.{param}: {name} takes {', '.join(valid) or 'none'}")
+    return partial(objective, **params)

@@ -1,0 +1,1 @@
+"""Published results that reports show beside a run; made by ``benchmarks/compare.py``."""

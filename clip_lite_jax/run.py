@@ -1,0 +1,162 @@
+"""What a run is made of, built from its configuration: shared by training and evaluation."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from clip_lite_jax.checkpoints import Checkpoints, Meta
+from clip_lite_jax.config import Config, to_dict
+from clip_lite_jax.data.sources import (
+    BadExamples,
+    Source,
+    build_sources,
+    captions_of,
+    fingerprint,
+)
+from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.evaluators import Evaluator
+from clip_lite_jax.evaluators.information import Information
+from clip_lite_jax.evaluators.retrieval import build_retrieval
+from clip_lite_jax.models import Model, build_model
+from clip_lite_jax.optim import build_optimizer
+from clip_lite_jax.sharding import build_mesh
+from clip_lite_jax.train_state import TrainState, init_state
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+SKIPPED_FILE = "skipped.jsonl"
+
+MAY_CHANGE = ("log", "checkpoint", "eval", "data.threads", "data.prefetch", "data.max_bad_share")
+"""Fields that a resumed run may change: they do not touch what is learned."""
+
+
+@dataclass(frozen=True)
+class Run:
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    bad: BadExamples
+    sources: dict[str, Source]
+    tokenizer: Tokenizer
+    model: Model
+    meta: Meta
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes logs and reports."""
+        return jax.process_index() == 0
+
+    def init_state(self) -> tuple[TrainState, optax.GradientTransformation]:
+        """A fresh state on the mesh, and its optimizer."""
+        config = self.config
+        return init_state(
+            self.model,
+            lambda params: build_optimizer(config.optim, config.steps, params),
+            config.seed,
+            config.optim.ema_decay > 0,
+            self.mesh,
+        )
+
+    def evaluators(self, stage: str) -> dict[str, Evaluator]:
+        """The evaluators of a stage, ``validation`` or ``test``, whose split has examples."""
+        settings = self.config.eval
+        evaluators: dict[str, Evaluator] = {}
+        split = (
+            settings.information_split if stage == "validation" else settings.information_test_split
+        )
+        if len(self.sources.get(split, ())) > 1:
+            evaluators["information"] = Information(
+                self.sources[split],
+                self.tokenizer,
+                self.config.data.image_size,
+                settings.batch_size,
+                settings.max_information_pairs,
+                self.bad,
+            )
+        retrieval = build_retrieval(self.config, self.sources, self.tokenizer, self.bad, stage)
+        return evaluators | {f"retrieval/{name}": gallery for name, gallery in retrieval.items()}
+
+
+def build_run(config: Config, workdir: Path) -> Run:
+    """Reads the data, trains or loads the tokenizer and builds the model.
+
+    Raises:
+      ConfigError: the workdir holds a run with another configuration or other data.
+      DataError: data that cannot be used.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    _check_same_config(config, workdir)
+    bad = BadExamples(workdir / SKIPPED_FILE, config.data.max_bad_share)
+    sources = build_sources(config.data, bad)
+    train = sources["train"]
+    bad.total = bad.total or len(train)
+    stored = workdir / TOKENIZER_FILE
+    tokenizer = load_or_train_tokenizer(
+        str(stored) if stored.exists() else config.data.tokenizer,
+        captions_of(train),
+        config.data.vocab_size,
+        config.data.max_tokens,
+    )
+    stored.write_bytes(tokenizer.model)
+    (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
+    model = build_model(
+        config.model, config.data.image_size, tokenizer.vocab_size, config.data.max_tokens
+    )
+    meta = Meta(config, tokenizer.model, fingerprint(train))
+    return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)
+
+
+def restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, optax.GradientTransformation]:
+    """The state of the newest checkpoint, or a fresh one; and the optimizer.
+
+    Raises:
+      ConfigError: the checkpoint was made on other training data.
+    """
+    state, optimizer = run.init_state()
+    step = checkpoints.latest_step()
+    if step is None:
+        return state, optimizer
+    stored = checkpoints.meta(step)
+    if stored.data_fingerprint != run.meta.data_fingerprint:
+        raise ConfigError(
+            f"{run.workdir} holds a run on other training data (fingerprint "
+            f"{stored.data_fingerprint}, now {run.meta.data_fingerprint}): restore the data or use "
+            "another --workdir"
+        )
+    return checkpoints.restore(step, state), optimizer
+
+
+def _check_same_config(config: Config, workdir: Path) -> None:
+    stored_file = workdir / CONFIG_FILE
+    if not stored_file.exists():
+        return
+    stored, now = json.loads(stored_file.read_text()), to_dict(config)
+    changed = [f for f in _differences(stored, now) if not f.startswith(MAY_CHANGE)]
+    if changed:
+        listed = "; ".join(f"{f}: {_get(stored, f)!r} there, {_get(now, f)!r} now" for f in changed)
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration ({listed}): use another --workdir, "
+            "or the same values to resume"
+        )
+
+
+def _differences(a: object, b: object, prefix: str = "") -> list[str]:
+    """Dotted names of the leaves in which two trees of plain data differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [prefix]
+    names = sorted(a.keys() | b.keys())
+    nested = [
+        _differences(a.get(n), b.get(n), f"{prefix}.{n}" if prefix else n) for n in names
+    ]
+    return [field for fields in nested for field in fields]
+
+
+def _get(tree: object, field: str) -> object:
+    for name in field.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree

@@ -1,0 +1,48 @@
+"""The device mesh and how arrays lie on it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("data",)
+"""Mesh axes over which the rows of a batch are split, outermost first."""
+
+
+def build_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all of them, over all processes)."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Parts into which the rows of a batch are split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def batch_spec() -> PartitionSpec:
+    """Rows over the batch axes, all other dimensions whole."""
+    return PartitionSpec(BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, batch_spec())
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Global arrays ``[B, ...]`` from this process's contiguous rows ``[B / processes, ...]``."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_replicated(mesh: Mesh, tree: Any) -> Any:
+    """The same host values on every device."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree
+    )

@@ -1,0 +1,142 @@
+"""Training: set-up, then one visible loop."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.config import Config
+from clip_lite_jax.data.pipeline import TrainTransform, train_batches
+from clip_lite_jax.data.sources import Source
+from clip_lite_jax.errors import NonFiniteError
+from clip_lite_jax.metrics import MetricWriter, Progress
+from clip_lite_jax.negatives import build_sampler
+from clip_lite_jax.objectives import build_objective
+from clip_lite_jax.optim import build_schedule
+from clip_lite_jax.run import Run, build_run, restore_or_init
+from clip_lite_jax.sharding import put_batch
+from clip_lite_jax.train_step import Batch, make_encode_fns, make_train_step
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, workdir: Path) -> Run:
+    """Trains to `config.steps`, going on from the newest checkpoint in `workdir` if there is one.
+
+    Raises:
+      ConfigError, DataError: what is asked for cannot run.
+      NonFiniteError: the loss or the gradient is no longer finite.
+    """
+    run = build_run(config, workdir)
+    sampler = build_sampler(config.negatives, config.batch_size, run.mesh)
+    objective = build_objective(config.objective.name, **config.objective.options)
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    state, optimizer = restore_or_init(run, checkpoints)
+    train_step = make_train_step(
+        run.model, objective, sampler, optimizer, run.mesh, config.seed, config.optim.ema_decay
+    )
+    bind = make_encode_fns(run.model, run.mesh)
+    evaluators = run.evaluators("validation")
+    start = int(state.step)
+    batches = train_batches(
+        TrainTransform(run.sources["train"], run.tokenizer, config.data, run.bad),
+        config.batch_size,
+        config.seed,
+        start,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    writer = MetricWriter(workdir, config, start, run.is_writer)
+    progress = Progress(start, config.steps, config.batch_size, run.is_writer)
+    pending = PendingMetrics(config, run.sources["train"], writer, progress, checkpoints)
+    log.info("%d training examples, %d parameters", len(run.sources["train"]), _size(state.params))
+
+    # The order within a step is fixed: evaluate, save, take a batch, step, log.  A checkpoint of step
+    # k thus comes after everything that was logged about k, and before the batch of step k is taken,
+    # so a resumed run repeats nothing and misses nothing.
+    for step in range(start, config.steps + 1):
+        last = step == config.steps
+        resumed = step == start and start > 0  # this step was evaluated and saved before the break
+        if (last or step % config.eval.every == 0) and not resumed:
+            pending.write_all()
+            fns = bind(state.eval_params, state.model_state)
+            for name, evaluator in evaluators.items():
+                values = evaluator.run(fns)
+                writer.write(step, {f"{name}/{key}": value for key, value in values.items()})
+            progress.restart_clock()
+        if (last or step % config.checkpoint.every == 0) and step > start:
+            pending.write_all()  # a state that is not finite is noticed here, before it is saved
+            checkpoints.save(state, run.meta)
+        if last:
+            break
+        waiting = time.perf_counter()
+        batch = next(batches)
+        progress.waited(time.perf_counter() - waiting)
+        state, metrics = train_step(state, put_batch(run.mesh, batch))
+        # The step runs in the background: numbers of earlier steps are read meanwhile.
+        pending.add(step + 1, metrics, batch)
+
+    progress.close()
+    checkpoints.close()
+    writer.close()
+    if len(run.bad):
+        log.warning("%d examples could not be used: %s", len(run.bad), run.bad.path)
+    return run
+
+
+class PendingMetrics:
+    """Metrics still on the devices.  Reading them one step late keeps the devices busy."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        writer: MetricWriter,
+        progress: Progress,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.every, self.source = config.log.every, source
+        self.schedule = build_schedule(config.optim, config.steps)
+        self.writer, self.progress, self.checkpoints = writer, progress, checkpoints
+        self.waiting: list[tuple[int, dict[str, jax.Array], Batch]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
+        """Takes the metrics of the step just started; writes the older ones every so often."""
+        if len(self.waiting) >= self.every:
+            self.write_all()
+        self.waiting.append((step, metrics, batch))
+        self.progress.advance()
+
+    def write_all(self) -> None:
+        """Waits for what is pending, checks it, and writes the lines that are due.
+
+        Raises:
+          NonFiniteError: with the step, the ids of its batch and the last good checkpoint.
+        """
+        for step, metrics, batch in self.waiting:
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+                self._stop(step, values, batch)
+            if step % self.every == 0:
+                values["learning_rate"] = float(self.schedule(step - 1))
+                values |= self.progress.rates(values["loss"])
+                self.writer.write(step, values)
+        self.waiting.clear()
+
+    def _stop(self, step: int, values: dict[str, float], batch: Batch) -> None:
+        self.checkpoints.wait()
+        good = self.checkpoints.latest_step()
+        ids = [self.source.metadata(int(index)).id for index in batch.index]
+        raise NonFiniteError(
+            f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}. Last good "
+            f"checkpoint: {'none' if good is None else f'step {good}'}. Lower optim.learning_rate "
+            f"or optim.clip_norm; the examples of this step were: {', '.join(ids)}"
+        )
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

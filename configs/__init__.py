@@ -1,0 +1,1 @@
+"""Run configurations: one short file each, with ``get_config() -> Config``."""

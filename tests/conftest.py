@@ -1,0 +1,104 @@
+"""Eight fake CPU devices for every test, and a tiny data set of coloured shapes."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import csv
+from pathlib import Path
+
+import jax
+import pytest
+from PIL import Image, ImageDraw
+
+from clip_lite_jax.config import (
+    CheckpointConfig,
+    Config,
+    CriticConfig,
+    DataConfig,
+    EncoderConfig,
+    EvalConfig,
+    LogConfig,
+    ModelConfig,
+    NegativesConfig,
+    OptimConfig,
+)
+from clip_lite_jax.sharding import build_mesh
+
+COLOURS = ("red", "green", "blue", "black", "orange", "purple", "brown", "pink")
+SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
+
+
+def draw(shape: str, colour: str, size: int = 32) -> Image.Image:
+    """One coloured shape on white."""
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
+    low, high, middle = size // 5, size - size // 5, size // 2
+    if shape == "circle":
+        pen.ellipse((low, low, high, high), fill=colour)
+    elif shape == "square":
+        pen.rectangle((low, low, high, high), fill=colour)
+    elif shape == "triangle":
+        pen.polygon(((low, high), (high, high), (middle, low)), fill=colour)
+    elif shape == "cross":
+        pen.line((low, low, high, high), fill=colour, width=4)
+        pen.line((low, high, high, low), fill=colour, width=4)
+    elif shape == "bar":
+        pen.rectangle((low, middle - 3, high, middle + 3), fill=colour)
+    else:
+        pen.ellipse((low, low, high, high), outline=colour, width=4)
+    return image
+
+
+def write_pairs(folder: Path) -> Path:
+    """48 pictures with two captions each, as a CSV table; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "pairs.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for colour in COLOURS:
+            for shape in SHAPES:
+                name = f"{colour}_{shape}.png"
+                draw(shape, colour).save(folder / name)
+                writer.writerow([name, f"a {colour} {shape}"])
+                writer.writerow([name, f"{shape} in {colour}"])
+    return table
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def tiny_config(source: Path, **changes: object) -> Config:
+    """A run of seconds."""
+    values: dict[str, object] = {
+        "steps": 4,
+        "batch_size": 16,
+        "data": DataConfig(
+            source=str(source), image_size=16, vocab_size=60, max_tokens=8, threads=1, prefetch=2
+        ),
+        "model": tiny_model(),
+        "negatives": NegativesConfig(lanes=2),
+        "optim": OptimConfig(warmup_steps=1),
+        "eval": EvalConfig(every=2, batch_size=16),
+        "checkpoint": CheckpointConfig(every=2),
+        "log": LogConfig(tensorboard=False),
+    }
+    return Config(**(values | changes))  # type: ignore[arg-type]
+
+
+def tiny_model(dtype: str = "float32") -> ModelConfig:
+    return ModelConfig(
+        image=EncoderConfig(name="convnet", options={"widths": [8, 16], "depths": [1, 1]}),
+        text=EncoderConfig(name="transformer", options={"width": 16, "layers": 1, "heads": 2}),
+        critic=CriticConfig(options={"width": 16, "hidden": 16}),
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(params=[1, 2, 8])
+def mesh(request: pytest.FixtureRequest) -> jax.sharding.Mesh:
+    return build_mesh(jax.devices()[: request.param])

@@ -1,0 +1,262 @@
+"""Which negative each pair gets: derangements, masks, distribution, and what crosses the network."""
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from clip_lite_jax.config import NegativesConfig
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.negatives import NEGATIVES, Drawn, Pairs, build_sampler, layout_of
+from clip_lite_jax.sharding import build_mesh, put_batch
+
+WIDTH = 8
+
+
+class Cosine:
+    """The simplest critic."""
+
+    def pairs(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        return 3 * jnp.sum(image * text, -1)
+
+    def matrix(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        return 3 * jnp.einsum("...nd,...md->...nm", image, text)
+
+
+def make_pairs(batch: int, groups: int | None = None, bad: tuple[int, ...] = ()) -> Pairs:
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, batch, WIDTH)).astype(np.float32) / np.sqrt(WIDTH)
+    own = np.arange(batch, dtype=np.int32)
+    group = np.stack([own if groups is None else own % groups, own + batch], 1).astype(np.int32)
+    valid = ~np.isin(own, bad)
+    return Pairs(image, text, group, valid)
+
+
+def sampler_fn(
+    config: NegativesConfig, batch: int, mesh: Mesh, jit: bool = True
+) -> Callable[[Pairs, int, int], Drawn]:
+    sampler = build_sampler(config, batch, mesh)
+
+    def sample(pairs: Pairs, seed: int, step: int) -> Drawn:
+        return sampler(jax.random.key(seed), jnp.asarray(step), pairs, Cosine())
+
+    return jax.jit(sample)
+
+
+def draw(config: NegativesConfig, pairs: Pairs, mesh: Mesh, seed: int = 0, step: int = 0) -> Drawn:
+    batch = len(pairs.valid)
+    return jax.device_get(sampler_fn(config, batch, mesh)(put_batch(mesh, pairs), seed, step))
+
+
+@pytest.mark.parametrize("name", ["roll", "shuffle"])
+@pytest.mark.parametrize("sides", ["text", "image", "both"])
+def test_derangement_of_the_whole_batch(name: str, sides: str, mesh: Mesh) -> None:
+    drawn = draw(NegativesConfig(name=name, sides=sides, lanes=8), make_pairs(64), mesh)
+    assert drawn.index.shape == (2 if sides == "both" else 1, 64, 1)
+    for side in drawn.index[..., 0]:
+        assert sorted(side) == list(range(64))  # a permutation ...
+        assert not np.any(side == np.arange(64))  # ... that leaves no pair its own partner
+    assert drawn.scores.valid.all()
+
+
+@pytest.mark.parametrize("name", NEGATIVES)
+@pytest.mark.parametrize("sides", ["text", "image", "both"])
+def test_scores_are_those_of_the_drawn_rows(name: str, sides: str, mesh: Mesh) -> None:
+    pairs = make_pairs(64)
+    drawn = draw(NegativesConfig(name=name, sides=sides, lanes=8), pairs, mesh)
+    scores = np.asarray(Cosine().matrix(pairs.image, pairs.text))
+    np.testing.assert_allclose(drawn.scores.positive, np.diagonal(scores), rtol=1e-5, atol=1e-6)
+    by_side = {"text": [scores], "image": [scores.T], "both": [scores, scores.T]}[sides]
+    for side, expected in enumerate(by_side):
+        rows = np.take_along_axis(expected, drawn.index[side], 1)
+        np.testing.assert_allclose(drawn.scores.negative[side], rows, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NEGATIVES)
+def test_draws_do_not_depend_on_the_number_of_devices(name: str) -> None:
+    config = NegativesConfig(name=name, sides="both", lanes=8, block=64)
+    pairs = make_pairs(128, groups=50, bad=(3, 77))
+    draws = [draw(config, pairs, build_mesh(jax.devices()[:n]), step=5) for n in (1, 2, 4, 8)]
+    for other in draws[1:]:
+        np.testing.assert_array_equal(draws[0].index, other.index)
+        np.testing.assert_array_equal(draws[0].scores.valid, other.scores.valid)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "hard"])
+def test_draws_stay_in_their_block_and_change_with_the_key(name: str, mesh: Mesh) -> None:
+    config = NegativesConfig(name=name, lanes=4, block=32)
+    drawn = draw(config, make_pairs(128), mesh)
+    assert np.all(drawn.index[0, :, 0] // 32 == np.arange(128) // 32)
+    again = draw(config, make_pairs(128), mesh)
+    other = draw(config, make_pairs(128), mesh, seed=1)
+    np.testing.assert_array_equal(drawn.index, again.index)
+    assert np.mean(drawn.index == other.index) < 0.5
+
+
+def test_sides_are_drawn_apart(mesh: Mesh) -> None:
+    drawn = draw(NegativesConfig(name="shuffle", sides="both"), make_pairs(64), mesh)
+    assert np.mean(drawn.index[0] == drawn.index[1]) < 0.5
+
+
+@pytest.mark.parametrize(("lanes", "block"), [(1, 8), (2, 8), (4, 16)])
+def test_shuffle_is_uniform_as_documented(lanes: int, block: int) -> None:
+    mesh = build_mesh(jax.devices()[:1])
+    batch, draws = block, 4000
+    sample = build_sampler(NegativesConfig(name="shuffle", lanes=lanes), batch, mesh)
+    pairs = make_pairs(batch)
+
+    def index(key: jax.Array) -> jax.Array:
+        return sample(key, jnp.zeros((), int), pairs, Cosine()).index[0, :, 0]
+
+    drawn = jax.jit(jax.vmap(index))(jax.random.split(jax.random.key(0), draws))
+    counts = np.zeros((batch, batch))
+    np.add.at(counts, (np.tile(np.arange(batch), draws), np.asarray(drawn).ravel()), 1)
+    lane = np.arange(batch) // (batch // lanes)
+    rows = batch // lanes
+    same = lane[:, None] == lane
+    expected = np.where(same, 1 / (lanes * (rows - 1)), 1 / (lanes * rows))
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(expected.sum(1), 1)
+    spread = np.sqrt(expected / draws)
+    assert np.all(np.abs(counts / draws - expected) <= 5 * spread)
+
+
+@pytest.mark.parametrize("side", ["text", "image"])
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_hard_draws_in_proportion_to_exp_beta_score(side: str, chunk: int) -> None:
+    mesh = build_mesh(jax.devices()[:1])
+    batch, draws, beta = 16, 6000, 1.5
+    config = NegativesConfig(name="hard", sides=side, lanes=1, beta=beta, chunk=chunk)
+    pairs = make_pairs(batch, groups=12, bad=(5,))
+    sample = build_sampler(config, batch, mesh)
+
+    def index(key: jax.Array) -> jax.Array:
+        return sample(key, jnp.zeros((), int), pairs, Cosine()).index[0, :, 0]
+
+    drawn = np.asarray(jax.jit(jax.vmap(index))(jax.random.split(jax.random.key(0), draws)))
+    scores = np.asarray(Cosine().matrix(pairs.image, pairs.text), np.float64)
+    scores = scores if side == "text" else scores.T
+    own = np.arange(batch)
+    allowed = (own[:, None] % 12 != own % 12) & pairs.valid & pairs.valid[:, None]
+    weight = np.where(allowed, np.exp(beta * scores), 0)
+    for row in np.flatnonzero(pairs.valid):
+        expected = weight[row] / weight[row].sum()
+        counts = np.bincount(drawn[:, row], minlength=batch) / draws
+        assert np.all(counts[expected == 0] == 0)
+        assert np.all(np.abs(counts - expected) <= 5 * np.sqrt(expected / draws) + 1e-9)
+
+
+def test_hard_beta_ramps_from_zero() -> None:
+    mesh = build_mesh(jax.devices()[:1])
+    pairs = make_pairs(64)
+    ramped = NegativesConfig(name="hard", lanes=1, beta=50.0, beta_warmup_steps=1000)
+    early = draw(ramped, pairs, mesh, step=0).scores.negative.mean()
+    late = draw(ramped, pairs, mesh, step=1000).scores.negative.mean()
+    hardest = draw(NegativesConfig(name="hard", lanes=1, beta=50.0), pairs, mesh)
+    assert abs(early) < 0.4 < late
+    np.testing.assert_allclose(late, hardest.scores.negative.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NEGATIVES)
+def test_group_members_and_bad_examples_are_no_negatives(name: str, mesh: Mesh) -> None:
+    pairs = make_pairs(64, groups=5, bad=(0, 9, 33))
+    drawn = draw(NegativesConfig(name=name, sides="both"), pairs, mesh)
+    rows = np.arange(64)[None, :, None]
+    clash = drawn.index % 5 == rows % 5
+    touched = ~pairs.valid[drawn.index] | ~pairs.valid[rows]
+    np.testing.assert_array_equal(drawn.scores.valid, ~(clash | touched) & (drawn.index != rows))
+    np.testing.assert_array_equal(drawn.scores.positive_valid, pairs.valid)
+
+
+def test_equal_captions_are_no_negatives() -> None:
+    pairs = make_pairs(16)
+    same = pairs.group.copy()
+    same[:, 1] = 7  # other pictures, one caption for all
+    drawn = draw(NegativesConfig(name="roll"), pairs.replace(group=same), build_mesh())
+    assert not drawn.scores.valid.any()
+
+
+def test_all_holds_every_other_row(mesh: Mesh) -> None:
+    drawn = draw(NegativesConfig(name="all", sides="both"), make_pairs(16), mesh)
+    assert drawn.scores.negative.shape == (2, 16, 16)
+    np.testing.assert_array_equal(drawn.scores.valid[0], ~np.eye(16, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("batch", "shards", "changes", "message"),
+    [
+        (60, 1, {"block": 32}, "not a multiple of negatives.block=32"),
+        (48, 1, {"lanes": 8}, "multiple of lanes² = 64"),
+        (4, 1, {"lanes": 2, "block": 2}, "multiple of lanes² = 4"),
+        (64, 8, {"lanes": 4}, "do not spread evenly over 8 devices"),
+        (96, 6, {"lanes": 4}, "do not spread evenly over 6 devices"),
+    ],
+)
+def test_sizes_that_do_not_divide(
+    batch: int, shards: int, changes: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        layout_of(NegativesConfig(**changes), batch, shards)
+
+
+def test_names_and_chunks_are_checked() -> None:
+    mesh = build_mesh()
+    with pytest.raises(ConfigError, match="all, hard, roll, shuffle"):
+        build_sampler(NegativesConfig(name="shufle"), 64, mesh)
+    with pytest.raises(ConfigError, match=r"chunk=5 does not divide the 8 candidates"):
+        build_sampler(NegativesConfig(name="hard", chunk=5), 64, mesh)
+    with pytest.raises(ConfigError, match="does not divide over 8 devices"):
+        build_sampler(NegativesConfig(name="roll"), 60, mesh)
+
+
+# --- What crosses the network: read from the compiled program -------------------------------------
+
+COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-to-all|collective-permute|all-reduce)\(")
+
+
+def collectives(name: str, batch: int) -> list[tuple[str, str]]:
+    """(kind, result shape) of the collectives of a loss and its gradient on eight devices."""
+    mesh = build_mesh()
+    sampler = build_sampler(NegativesConfig(name=name, sides="both"), batch, mesh)
+
+    def loss(pairs: Pairs) -> jax.Array:
+        scores = sampler(jax.random.key(0), jnp.zeros((), int), pairs, Cosine()).scores
+        return jnp.sum(scores.positive) + jnp.sum(jnp.where(scores.valid, scores.negative, 0))
+
+    def gradient(pairs: Pairs) -> jax.Array:
+        return jax.grad(lambda e: loss(pairs.replace(image=e[0], text=e[1])))(
+            (pairs.image, pairs.text)
+        )
+
+    pairs = put_batch(mesh, make_pairs(batch))
+    program = jax.jit(gradient).lower(pairs).compile().as_text()
+    assert program is not None
+    return [(kind, shape) for shape, kind in COLLECTIVE.findall(program)]
+
+
+def elements(shape: str) -> int:
+    """Elements of all arrays in an HLO shape, tuples included."""
+    sizes = re.findall(r"\w+\[([\d,]*)\]", shape)
+    return sum(int(np.prod([int(n) for n in size.split(",") if n])) for size in sizes)
+
+
+@pytest.mark.parametrize("name", ["roll", "shuffle", "hard"])
+def test_no_embedding_is_gathered(name: str) -> None:
+    batch = 512
+    found = collectives(name, batch)
+    assert found
+    local = batch // 8 * WIDTH
+    for kind, shape in found:
+        assert kind != "all-gather", (kind, shape)
+        if kind != "all-reduce":
+            # At most the device's own embeddings cross the network, per tensor and direction.
+            assert elements(shape) <= local, (kind, shape)
+
+
+def test_roll_sends_one_row_per_boundary() -> None:
+    sent = {elements(shape) for kind, shape in collectives("roll", 512) if kind != "all-reduce"}
+    assert max(sent) == WIDTH

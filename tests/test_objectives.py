@@ -1,0 +1,132 @@
+"""Each objective against its closed form in NumPy, float64: value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.objectives import OBJECTIVES, Scores, build_objective
+
+
+def make_scores(sides: int, k: int, seed: int = 0) -> Scores:
+    rng = np.random.default_rng(seed)
+    return Scores(
+        positive=rng.normal(size=6) * 3,
+        negative=rng.normal(size=(sides, 6, k)) * 3,
+        valid=rng.random((sides, 6, k)) < 0.7,
+        log_weight=rng.normal(size=(sides, 6, k)) * 0.1,
+        positive_valid=np.array([1, 1, 0, 1, 1, 1], bool),
+    )
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, x)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def jsd_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
+    """Loss and its gradients with respect to the positive and the negative scores."""
+    weight = np.exp(s.log_weight) * s.valid
+    n_p, n_q = s.positive_valid.sum(), s.valid.sum()
+    loss = (softplus(-s.positive) * s.positive_valid).sum() / n_p
+    loss += (weight * softplus(s.negative)).sum() / n_q
+    return (
+        loss,
+        -sigmoid(-s.positive) * s.positive_valid / n_p,
+        weight * sigmoid(s.negative) / n_q,
+    )
+
+
+def infonce_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
+    sides = s.negative.shape[0]
+    n = sides * s.positive_valid.sum()
+    loss, d_positive, d_negative = 0.0, np.zeros(6), np.zeros(s.negative.shape)
+    for side in range(sides):
+        for i in np.flatnonzero(s.positive_valid):
+            keep = s.valid[side, i]
+            logits = (s.negative[side, i] + s.log_weight[side, i])[keep]
+            total = np.exp(s.positive[i]) + np.exp(logits).sum()
+            loss += (np.log(total) - s.positive[i]) / n
+            d_positive[i] += (np.exp(s.positive[i]) / total - 1) / n
+            d_negative[side, i, keep] += np.exp(logits) / total / n
+    return loss, d_positive, d_negative
+
+
+CLOSED_FORMS = {"jsd": jsd_closed_form, "infonce": infonce_closed_form}
+
+
+def test_every_objective_has_a_closed_form() -> None:
+    assert CLOSED_FORMS.keys() == OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize(("sides", "k"), [(1, 1), (2, 1), (2, 5)])
+def test_value_and_gradient_equal_closed_form(name: str, sides: int, k: int) -> None:
+    scores = make_scores(sides, k)
+    objective = build_objective(name)
+
+    def loss(positive: jax.Array, negative: jax.Array) -> jax.Array:
+        return objective(scores.replace(positive=positive, negative=negative))[0]
+
+    with jax.enable_x64(True):
+        value, grads = jax.value_and_grad(loss, (0, 1))(scores.positive, scores.negative)
+    expected, *expected_grads = CLOSED_FORMS[name](scores)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, expected_grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_extreme_and_masked_scores_stay_finite(name: str) -> None:
+    scores = make_scores(2, 3)
+    # A slot that is masked may hold anything, also what a broken example produced.
+    scores = scores.replace(
+        positive=np.where(scores.positive_valid, [1e4, -1e4, 0, 1, 2, 3], np.nan),
+        negative=np.where(scores.valid, 1e4, np.nan),
+    )
+    objective = build_objective(name)
+    value, grad = jax.value_and_grad(lambda p: objective(scores.replace(positive=p))[0])(
+        jnp.asarray(scores.positive)
+    )
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_valid_negative_at_all(name: str) -> None:
+    scores = make_scores(1, 1)
+    scores = scores.replace(valid=np.zeros_like(scores.valid))
+    value, metrics = build_objective(name)(scores)
+    assert np.isfinite(value)
+    assert metrics["valid_negatives"] == 0
+
+
+def test_ignorant_critic_scores_chance() -> None:
+    zero = Scores(np.zeros(4), np.zeros((1, 4, 1)), np.ones((1, 4, 1), bool), np.zeros((1, 4, 1)))
+    np.testing.assert_allclose(build_objective("jsd")(zero)[0], 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(build_objective("infonce")(zero)[0], np.log(2), rtol=1e-6)
+
+
+def test_metrics() -> None:
+    scores = Scores(
+        positive=np.array([1.0, -1.0]),
+        negative=np.array([[[-2.0], [-3.0]]]),
+        valid=np.array([[[True], [True]]]),
+        log_weight=np.zeros((1, 2, 1)),
+    )
+    _, metrics = build_objective("jsd")(scores)
+    assert metrics["score_positive"] == 0
+    assert metrics["score_negative"] == -2.5
+    assert metrics["critic_accuracy"] == 0.75
+    assert metrics["ranking_accuracy"] == 1
+
+
+def test_unknown_names_list_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match="infonce, jsd"):
+        build_objective("jds")
+    with pytest.raises(ConfigError, match="jsd takes none"):
+        build_objective("jsd", tau=1)
