@@ -32,7 +32,7 @@ STRICT = pydantic.ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """Random changes to a training image, in this order; see `data.image_ops`."""
+    """Random changes to a training image and its caption; `data.image_ops`, `data.caption_ops`."""
 
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.2, 1.0)
     """Share of the image's area that a random crop keeps, (low, high)."""
@@ -45,6 +45,8 @@ class AugmentConfig:
     brightness: Fraction = 0.4
     contrast: Fraction = 0.4
     saturation: Fraction = 0.4
+    tag_dropout: Fraction = 0.0
+    """Probability that a tag goes from a caption that lists tags ("card, game, wildcard")."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -152,15 +152,12 @@ def build_shuffle(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
         del step
 
         def negatives_of(side: int, rows: Any) -> Any:
-            send_key, cycle_key = jax.random.split(jax.random.fold_in(key, side))
-            send = _per_lane(jax.random.permutation, send_key, layout)
-            cycle = _per_lane(_random_cycle, cycle_key, layout)
-            # Were row q to take the row that arrived in slot inverse[q], it would get its own row
-            # back whenever that slot came from its own lane.  One step along a cycle over the rows
-            # of the lane makes that impossible, and treats all other rows alike.
-            inverse = jnp.argsort(send, axis=-1)
-            take = jnp.take_along_axis(inverse, cycle, axis=-1)
-            return _exchange(rows, send, take, layout, mesh)
+            send, order = _random_orders(jax.random.fold_in(key, side), 2, layout)
+            # Were row q to take the row that arrived in slot inverse(send)[q], it would get its own
+            # row back whenever that slot came from its own lane.  One step along a random cycle over
+            # the rows of the lane makes that impossible, and treats all other rows alike.
+            cycle = _compose(jnp.roll(order, -1, axis=-1), _inverse(order))
+            return _exchange(rows, send, _compose(_inverse(send), cycle), layout, mesh)
 
         return _score(pairs, critic, config.sides, negatives_of)
 
@@ -189,7 +186,7 @@ def build_hard(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
 
         def negatives_of(side: int, rows: Any) -> Any:
             deal_key, draw_key = jax.random.split(jax.random.fold_in(key, side))
-            send = _per_lane(jax.random.permutation, deal_key, layout)
+            (send,) = _random_orders(deal_key, 1, layout)
             identity = jnp.broadcast_to(jnp.arange(layout.rows), send.shape)
             pool = _lanes(_exchange(rows, send, identity, layout, mesh), layout)
             anchors = _lanes(_anchors(pairs, side), layout)
@@ -350,16 +347,20 @@ def _rows(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _per_lane(draw: Callable[[Array, int], Array], key: Array, layout: Layout) -> Array:
-    """``draw(key, rows)`` for every lane with a key of its own: ``[total lanes, rows]``."""
-    keys = jax.random.split(key, layout.total_lanes)
-    return jax.vmap(lambda k: draw(k, layout.rows))(keys)
+def _random_orders(key: Array, count: int, layout: Layout) -> Array:
+    """`count` random permutations of the rows of every lane: ``[count, total lanes, rows]``."""
+    keys = jax.random.split(key, (count, layout.total_lanes))
+    return jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, layout.rows)))(keys)
 
 
-def _random_cycle(key: Array, n: int) -> Array:
-    """A uniformly random permutation of n items that is a single cycle: no item stays in place."""
-    order = jax.random.permutation(key, n)
-    return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
+def _inverse(order: Array) -> Array:
+    """The inverse of permutations ``[lanes, rows]``."""
+    return jax.vmap(lambda p: jnp.zeros_like(p).at[p].set(jnp.arange(p.size)))(order)
+
+
+def _compose(first: Array, then: Array) -> Array:
+    """``first[then]`` in every lane: ``[lanes, rows]``."""
+    return jnp.take_along_axis(first, then, axis=-1)
 
 
 def _per_shard(local: Callable[..., Any], mesh: Mesh, *specs: PartitionSpec) -> Callable[..., Any]:

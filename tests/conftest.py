@@ -99,6 +99,6 @@ def tiny_model(dtype: str = "float32") -> ModelConfig:
     )
 
 
-@pytest.fixture(params=[1, 2, 8])
+@pytest.fixture(params=[1, 8], ids=["1 device", "8 devices"])
 def mesh(request: pytest.FixtureRequest) -> jax.sharding.Mesh:
     return build_mesh(jax.devices()[: request.param])

@@ -1,7 +1,6 @@
-"""Decoding, cropping and augmenting images with Pillow; captions follow where they must."""
+"""Decoding, cropping and augmenting images with Pillow."""
 
 import io
-import re
 import warnings
 
 import numpy as np
@@ -57,24 +56,17 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def augment(
-    image: Image.Image,
-    caption: str,
-    size: int,
-    config: AugmentConfig,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, str]:
-    """Random resized crop, flip and colour jitter: uint8 ``[size, size, 3]`` and its caption.
-
-    A flipped image swaps "left" and "right" in its caption.
-    """
+    image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, bool]:
+    """Random resized crop, flip and colour jitter: uint8 ``[size, size, 3]``, and whether flipped."""
     box = _random_box(image.width, image.height, config, rng)
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    if rng.random() < config.flip:
+    flipped = rng.random() < config.flip
+    if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        caption = swap_left_right(caption)
     if rng.random() < config.jitter:
         image = _jitter(image, config, rng)
-    return np.asarray(image, np.uint8), caption
+    return np.asarray(image, np.uint8), flipped
 
 
 def _random_box(
@@ -104,17 +96,3 @@ def _jitter(image: Image.Image, config: AugmentConfig, rng: np.random.Generator)
         enhancer, strength = enhancers[i]
         image = enhancer(image).enhance(rng.uniform(1 - strength, 1 + strength))
     return image
-
-
-_LEFT_RIGHT = re.compile(r"left|right", re.IGNORECASE)
-
-
-def swap_left_right(caption: str) -> str:
-    """Turns "left arrow" into "right arrow": what a mirrored picture shows; keeps the case of each word."""
-
-    def swap(match: re.Match[str]) -> str:
-        word = match.group()
-        other = "right" if word.lower() == "left" else "left"
-        return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
-
-    return _LEFT_RIGHT.sub(swap, caption)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data import image_ops
+from clip_lite_jax.data import caption_ops, image_ops
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import BadExamples, Source
 from clip_lite_jax.data.tokenizer import Tokenizer
@@ -36,10 +36,13 @@ class TrainTransform(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         size = self.config.image_size
         example = self.source[element]
+        augment = self.config.augment
         try:
-            caption = self._caption(example, rng)
             picture = image_ops.decode(example.image)
-            image, caption = image_ops.augment(picture, caption, size, self.config.augment, rng)
+            image, flipped = image_ops.augment(picture, size, augment, rng)
+            caption = self._caption(example, rng)
+            caption = caption_ops.drop_from_list(caption, augment.tag_dropout, rng)
+            caption = caption_ops.swap_left_right(caption) if flipped else caption
             valid = True
         except BadImage as error:
             self.bad.add(example.id, str(error))
