@@ -81,7 +81,7 @@ def tiny_config(source: Path, **changes: object) -> Config:
             source=str(source), image_size=16, vocab_size=60, max_tokens=8, threads=1, prefetch=2
         ),
         "model": tiny_model(),
-        "negatives": NegativesConfig(lanes=2),
+        "negatives": NegativesConfig(block=4, lanes=2),  # fits 1, 2, 4 and 8 devices
         "optim": OptimConfig(warmup_steps=1),
         "eval": EvalConfig(every=2, batch_size=16),
         "checkpoint": CheckpointConfig(every=2),

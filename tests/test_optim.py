@@ -28,7 +28,7 @@ def test_norms_biases_embeddings_and_temperature_do_not_decay() -> None:
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape), params)
     ones = jax.tree.map(lambda p: jnp.ones(p.shape), params)
     optimizer = build_optimizer(OptimConfig(warmup_steps=0, weight_decay=0.5), 10, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(ones), ones)
+    updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(ones), ones)
     moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
     for path, decayed in zip(
         jax.tree.leaves(path_tree(params)), jax.tree.leaves(moved), strict=True

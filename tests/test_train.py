@@ -1,0 +1,196 @@
+"""Whole runs: what they leave behind, resuming after a kill, and how they stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import draw, tiny_config, write_pairs
+
+from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.config import Config, OptimConfig, to_dict
+from clip_lite_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from clip_lite_jax.evaluate import evaluate
+from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.run import build_run, restore_or_init
+from clip_lite_jax.train import train
+from clip_lite_jax.train_state import TrainState
+
+
+def final_state(config: Config, workdir: Path) -> TrainState:
+    checkpoints = Checkpoints.open(workdir)
+    state, _ = restore_or_init(build_run(config, workdir), checkpoints)
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+def assert_same_state(one: TrainState, other: TrainState) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_leaves_config_tokenizer_metrics_and_results(pairs: Path, tmp_path: Path) -> None:
+    config = tiny_config(pairs, optim=OptimConfig(warmup_steps=1, ema_decay=0.9))
+    results = evaluate(train(config, tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(config)
+    assert (tmp_path / "tokenizer.model").stat().st_size > 0
+    lines = list(read_metrics(tmp_path))
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [1, 2, 3, 4]
+    wanted = {"score_positive", "score_negative", "critic_accuracy", "temperature"}
+    assert all(wanted <= line.keys() for line in lines if "loss" in line)
+    evaluated = [line["step"] for line in lines if "information/jsd_loss" in line]
+    assert evaluated == [0, 2, 4]
+    assert results["test"]["retrieval/held_out"]["text_to_image_r10"] >= 0
+    assert results["step"] == 4
+    # The checkpoint alone describes the run.
+    meta = Checkpoints.open(tmp_path).meta(4)
+    assert meta.config == config
+    assert meta.tokenizer == (tmp_path / "tokenizer.model").read_bytes()
+    # Test data is used once: a second evaluation hands out the first one's numbers.
+    assert evaluate(build_run(config, tmp_path)) == json.loads(
+        (tmp_path / "results.json").read_text()
+    )
+
+
+def test_training_learns(pairs: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        pairs,
+        steps=60,
+        eval=replace(tiny_config(pairs).eval, every=60),
+        optim=OptimConfig(warmup_steps=5, learning_rate=1e-2),
+    )
+    train(config, tmp_path)
+    losses = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import tiny_config
+from clip_lite_jax.config import OptimConfig
+from clip_lite_jax.data import pipeline
+from clip_lite_jax.train import train
+import clip_lite_jax.train as loop
+
+put = loop.put_batch
+def put_and_note(mesh, batch):
+    with open(Path(sys.argv[3]) / "ids.txt", "a") as file:
+        file.write(" ".join(map(str, batch.index)) + "\\n")
+    return put(mesh, batch)
+loop.put_batch = put_and_note
+
+train(tiny_config(Path(sys.argv[2]), steps=24, optim=OptimConfig(warmup_steps=1, ema_decay=0.9)),
+      Path(sys.argv[3]))
+"""
+
+
+def start_training(table: Path, workdir: Path) -> subprocess.Popen[bytes]:
+    workdir.mkdir(exist_ok=True)
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", TRAIN, here, str(table), str(workdir)]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    """kill -9 at a random moment, run again: same parameters, same examples, same log."""
+    table = write_pairs(tmp_path / "data")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    undisturbed = start_training(table, whole)
+    assert undisturbed.wait(300) == 0, undisturbed.stderr and undisturbed.stderr.read().decode()
+    victim = start_training(table, broken)
+    kill_after = np.random.default_rng().integers(3, 20)
+    deadline = time.monotonic() + 300
+    while len(steps_seen(broken)) < kill_after and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    killed_at = len(steps_seen(broken))
+    assert 0 < killed_at < 24, "the run was over before it was killed"
+    assert start_training(table, broken).wait(300) == 0
+
+    config = tiny_config(table, steps=24, optim=OptimConfig(warmup_steps=1, ema_decay=0.9))
+    assert_same_state(final_state(config, whole), final_state(config, broken))
+    ids, resumed_ids = steps_seen(whole), steps_seen(broken)
+    resumed_from = killed_at + 24 - len(resumed_ids)
+    assert resumed_ids[:killed_at] == ids[:killed_at]
+    assert resumed_ids[killed_at:] == ids[resumed_from:]
+    timing = {"images_per_second", "data_wait"}
+    logs = [
+        [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(workdir)]
+        for workdir in (whole, broken)
+    ]
+    assert logs[0] == logs[1]
+
+
+def steps_seen(workdir: Path) -> list[str]:
+    path = workdir / "ids.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_finished_run_is_left_alone(pairs: Path, tmp_path: Path) -> None:
+    config = tiny_config(pairs, steps=2)
+    train(config, tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    train(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_bad_rows_are_listed_and_the_rest_is_trained_on(tmp_path: Path) -> None:
+    table = write_pairs(tmp_path / "data")
+    (tmp_path / "data" / "broken.png").write_bytes(b"not a picture")
+    draw("ring", "red").save(tmp_path / "data" / "silent.png")
+    with table.open("a") as file:
+        file.write("missing.png,a missing file\nsilent.png,\nbroken.png,a broken picture\n")
+    workdir = tmp_path / "run"
+    run = train(tiny_config(table, steps=8), workdir)
+    listed = [json.loads(line) for line in (workdir / "skipped.jsonl").read_text().splitlines()]
+    reasons = {item["id"]: item["reason"] for item in listed}
+    assert len(reasons) == len(run.bad) == 3
+    assert reasons["pairs.csv:98: missing.png"] == "no such file"
+    assert reasons["pairs.csv:99: silent.png"] == "empty caption"
+    assert "cannot be decoded" in reasons["broken.png"]
+    assert [line["step"] for line in read_metrics(workdir) if "loss" in line][-1] == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pairs: Path, tmp_path: Path) -> None:
+    explosive = OptimConfig(
+        name="sgd", learning_rate=1e38, warmup_steps=0, clip_norm=None, weight_decay=0
+    )
+    with pytest.raises(NonFiniteError, match=r"step \d+: loss=.*Last good checkpoint.*png"):
+        train(tiny_config(pairs, steps=20, optim=explosive), tmp_path)
+
+
+def test_a_changed_configuration_is_refused_with_both_values(pairs: Path, tmp_path: Path) -> None:
+    config = tiny_config(pairs, steps=2)
+    train(config, tmp_path)
+    with pytest.raises(ConfigError, match="batch_size: 16 there, 32 now"):
+        train(replace(config, batch_size=32), tmp_path)
+    with pytest.raises(ConfigError, match=r"optim.learning_rate: 0.001 there, 0.1 now"):
+        train(replace(config, optim=replace(config.optim, learning_rate=0.1)), tmp_path)
+    train(replace(config, log=replace(config.log, every=5)), tmp_path)  # harmless
+
+
+def test_changed_data_is_refused(tmp_path: Path) -> None:
+    table = write_pairs(tmp_path / "data")
+    config = tiny_config(table, steps=2)
+    train(config, tmp_path / "run")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, "red_ring.png,another caption"]))
+    with pytest.raises(ConfigError, match="other training data"):
+        train(config, tmp_path / "run")
+
+
+def test_reading_checkpoints_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        Checkpoints.open(tmp_path)
