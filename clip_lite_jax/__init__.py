@@ -1,7 +1,7 @@
 """CLIP-Lite in JAX: image–text dual encoders from one negative per pair.
 
-`load` opens a trained model.  It is imported when it is first used, so that ``clip-lite --help`` and
-`clip_lite_jax.config` do not wait for jax.
+`load` opens a trained model.  It is imported when it is first used, so that ``clip-lite --help``
+and `clip_lite_jax.config` do not wait for jax.
 """
 
 from typing import TYPE_CHECKING, Any

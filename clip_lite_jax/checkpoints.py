@@ -1,8 +1,8 @@
 """Checkpoints: what is stored, and the only place that talks to Orbax.
 
-A checkpoint has three items: ``weights``, which is all that using the model needs; ``optimizer``; and
-``meta``, with the configuration, tokenizer, data fingerprint and version.  The position in the data is the step itself (`data.pipeline`), so nothing else is needed to
-go on.
+A checkpoint has three items: ``weights``, which is all that using the model needs; ``optimizer``;
+and ``meta``, with the configuration, tokenizer, data fingerprint and version.  The position in the
+data is the step itself (`data.pipeline`), so nothing else is needed to go on.
 """
 
 import base64
@@ -52,14 +52,15 @@ class Meta:
 class Checkpoints:
     """The checkpoints of one run, written in the background and atomically."""
 
-    def __init__(self, workdir: Path, config: CheckpointConfig = CheckpointConfig()) -> None:
+    def __init__(self, workdir: Path, config: CheckpointConfig | None = None) -> None:
         folder = (workdir / FOLDER).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
+        keep = (config or CheckpointConfig()).keep
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     @classmethod
     def open(cls, workdir: Path) -> "Checkpoints":
-        """The existing checkpoints of a run, to read; raises `CheckpointError` if there are none."""
+        """The checkpoints of an existing run, to read; raises `CheckpointError` without any."""
         if not (workdir / FOLDER).is_dir():
             raise CheckpointError(
                 f"{workdir} holds no {FOLDER}: give the --workdir of a run that has saved one"

@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, type=Path, help="folder of the run")
     train.set_defaults(call=_train)
 
-    config = commands.add_parser("config", help="print the resolved configuration", epilog=any_field)
+    config = commands.add_parser(
+        "config", help="print the resolved configuration", epilog=any_field
+    )
     config.add_argument("--config", required=True, help="a Python file with get_config()")
     config.set_defaults(call=_config)
 

@@ -63,7 +63,7 @@ class DataConfig:
     split_column: str | None = None
     """Column with ``train``, ``validation`` or ``test``; without it rows are split by hash."""
     held_out: Fraction = 0.1
-    """Share of images for validation, and the same again for test, where there is no split column."""
+    """Share of images for validation, and again for test, where there is no split column."""
     image_size: PositiveInt = 64
     """Height and width in pixels of what the image encoder sees."""
     augment: AugmentConfig = AugmentConfig()
@@ -235,7 +235,9 @@ def config_path(path: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted({p.name for c in candidates[1:] for p in c.parent.glob("*.py")} - {"__init__.py"})
+    known = sorted(
+        {p.name for c in candidates[1:] for p in c.parent.glob("*.py")} - {"__init__.py"}
+    )
     raise ConfigError(f"--config {path}: no such file; the package brings {', '.join(known)}")
 
 
@@ -247,15 +249,16 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     """
     file = config_path(path)
     spec = importlib.util.spec_from_file_location(f"clip_lite_jax_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: a config is a Python file, .py, that defines get_config()")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{file}: a config file defines get_config() -> Config")
         config = module.get_config()
     except pydantic.ValidationError as error:
         raise ConfigError(f"{file}: {_explain(error)}") from error
-    except AttributeError as error:
-        raise ConfigError(f"{file}: a config file defines get_config() -> Config") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{file}: get_config() gave {type(config).__name__}, not Config")
     for name, value in (overrides or {}).items():
@@ -327,9 +330,17 @@ def _unknown_field(config: Any, name: str, prefix: str, known: set[str]) -> str:
     last = name.rpartition(".")[2]
     near = [prefix + n for n in difflib.get_close_matches(name.removeprefix(prefix), known)]
     # A right name in the wrong section is the commonest slip: look for it below as well.
-    deeper = [p for p in field_paths(config, prefix) if difflib.get_close_matches(last, [p.rpartition(".")[2]])]
+    deeper = [
+        p
+        for p in field_paths(config, prefix)
+        if difflib.get_close_matches(last, [p.rpartition(".")[2]])
+    ]
     nearest = list(dict.fromkeys(near + deeper))[:4]
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"fields: {', '.join(sorted(known))}"
+    hint = (
+        f"did you mean {' or '.join(nearest)}?"
+        if nearest
+        else f"fields: {', '.join(sorted(known))}"
+    )
     return f"--config.{name}: no such field; {hint}"
 
 

@@ -52,7 +52,9 @@ class DualEncoderModel:
           ValueError: not as many texts as images.
         """
         if len(images) != len(texts):
-            raise ValueError(f"score needs one text per image: {len(images)} images, {len(texts)} texts")
+            raise ValueError(
+                f"score needs one text per image: {len(images)} images, {len(texts)} texts"
+            )
         scores = self.fns.pairs(self.encode_image(images), self.encode_text(texts))
         return np.asarray(scores, np.float32)
 
@@ -74,9 +76,7 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
     return model
 
 
-def _restore(
-    meta: Meta, checkpoints: Checkpoints, step: int, batch_size: int
-) -> DualEncoderModel:
+def _restore(meta: Meta, checkpoints: Checkpoints, step: int, batch_size: int) -> DualEncoderModel:
     config = meta.config
     tokenizer = Tokenizer(meta.tokenizer, config.data.max_tokens)
     size = config.data.image_size

@@ -1,8 +1,8 @@
 """Which text (or image) is the negative of which pair, across all devices.
 
-A sampler sees the embeddings of the global batch, sharded over devices by rows, and returns `Drawn`:
-the critic scores of every pair and of its negatives.  Whatever is random depends on the step's key
-and on numbers of the configuration, never on how many devices there are.
+A sampler sees the embeddings of the global batch, sharded over devices by rows, and returns
+`Drawn`: the critic scores of every pair and of its negatives.  Whatever is random depends on the
+step's key and on numbers of the configuration, never on how many devices there are.
 
 The exchange between devices is written out (`shard_map`, `ppermute`, `all_to_all`) because the
 partitioner would turn a gather by a random permutation into an all-gather of the whole batch.
@@ -154,8 +154,8 @@ def build_shuffle(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
         def negatives_of(side: int, rows: Any) -> Any:
             send, order = _random_orders(jax.random.fold_in(key, side), 2, layout)
             # Were row q to take the row that arrived in slot inverse(send)[q], it would get its own
-            # row back whenever that slot came from its own lane.  One step along a random cycle over
-            # the rows of the lane makes that impossible, and treats all other rows alike.
+            # row back whenever that slot came from its own lane.  One step along a random cycle
+            # over the rows of the lane makes that impossible, and treats all other rows alike.
             cycle = _compose(jnp.roll(order, -1, axis=-1), _inverse(order))
             return _exchange(rows, send, _compose(_inverse(send), cycle), layout, mesh)
 
@@ -212,7 +212,9 @@ def build_all(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
         matrix = critic.matrix(pairs.image, pairs.text)  # [B, B] image rows, text columns
         negative = jnp.stack([matrix if side == TEXT else matrix.T for side in sides])
         rows = jnp.arange(batch, dtype=jnp.int32)
-        allowed = _allowed(pairs.group[:, None], pairs.group[None], pairs.valid[:, None], pairs.valid)
+        allowed = _allowed(
+            pairs.group[:, None], pairs.group[None], pairs.valid[:, None], pairs.valid
+        )
         shape = (len(sides), batch, batch)
         scores = Scores(
             positive=jnp.diagonal(matrix),
@@ -337,9 +339,7 @@ def _draw_hard(
 
 def _lanes(tree: Any, layout: Layout) -> Any:
     """``[B, ...] -> [total lanes, rows, ...]``"""
-    return jax.tree.map(
-        lambda x: x.reshape(layout.total_lanes, layout.rows, *x.shape[1:]), tree
-    )
+    return jax.tree.map(lambda x: x.reshape(layout.total_lanes, layout.rows, *x.shape[1:]), tree)
 
 
 def _rows(tree: Any) -> Any:
@@ -370,9 +370,9 @@ def _per_shard(local: Callable[..., Any], mesh: Mesh, *specs: PartitionSpec) -> 
 def _exchange(tree: Any, send: Array, take: Array, layout: Layout, mesh: Mesh) -> Any:
     """Deals the rows of every block to its lanes: local order, all-to-all, local order.
 
-    `send` ``[total lanes, rows]`` is the order in which a lane sends its rows, an equal part to each
-    lane of the block; `take` the order in which it lays out what arrives, slots numbered by sending
-    lane.  Every leaf ``[B, ...]`` crosses the network at most once.
+    `send` ``[total lanes, rows]`` is the order in which a lane sends its rows, an equal part to
+    each lane of the block; `take` the order in which it lays out what arrives, slots numbered by
+    sending lane.  Every leaf ``[B, ...]`` crosses the network at most once.
     """
     shards = batch_shards(mesh)
     lanes_here = layout.total_lanes // shards

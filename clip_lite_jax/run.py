@@ -94,7 +94,7 @@ def build_run(config: Config, workdir: Path) -> Run:
     bad = BadExamples(workdir / SKIPPED_FILE, config.data.max_bad_share)
     sources = build_sources(config.data, bad)
     train = sources["train"]
-    bad.total = bad.total or len(train)
+    bad.expect(bad.total or len(train))
     stored = workdir / TOKENIZER_FILE
     tokenizer = load_or_train_tokenizer(
         str(stored) if stored.exists() else config.data.tokenizer,
@@ -111,7 +111,9 @@ def build_run(config: Config, workdir: Path) -> Run:
     return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)
 
 
-def restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, optax.GradientTransformation]:
+def restore_or_init(
+    run: Run, checkpoints: Checkpoints
+) -> tuple[TrainState, optax.GradientTransformation]:
     """The state of the newest checkpoint, or a fresh one; and the optimizer.
 
     Raises:
@@ -150,9 +152,7 @@ def _differences(a: object, b: object, prefix: str = "") -> list[str]:
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return [] if a == b else [prefix]
     names = sorted(a.keys() | b.keys())
-    nested = [
-        _differences(a.get(n), b.get(n), f"{prefix}.{n}" if prefix else n) for n in names
-    ]
+    nested = [_differences(a.get(n), b.get(n), f"{prefix}.{n}" if prefix else n) for n in names]
     return [field for fields in nested for field in fields]
 
 

@@ -55,9 +55,9 @@ def train(config: Config, workdir: Path) -> Run:
     pending = PendingMetrics(config, run.sources["train"], writer, progress, checkpoints)
     log.info("%d training examples, %d parameters", len(run.sources["train"]), _size(state.params))
 
-    # The order within a step is fixed: evaluate, save, take a batch, step, log.  A checkpoint of step
-    # k thus comes after everything that was logged about k, and before the batch of step k is taken,
-    # so a resumed run repeats nothing and misses nothing.
+    # The order within a step is fixed: evaluate, save, take a batch, step, log.  A checkpoint of
+    # step k thus comes after everything that was logged about k, and before the batch of step k is
+    # taken, so a resumed run repeats nothing and misses nothing.
     for step in range(start, config.steps + 1):
         last = step == config.steps
         resumed = step == start and start > 0  # this step was evaluated and saved before the break
@@ -130,11 +130,11 @@ class PendingMetrics:
     def _stop(self, step: int, values: dict[str, float], batch: Batch) -> None:
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
+        last_good = "none" if good is None else f"step {good}"
         ids = [self.source.metadata(int(index)).id for index in batch.index]
         raise NonFiniteError(
-            f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}. Last good "
-            f"checkpoint: {'none' if good is None else f'step {good}'}. Lower optim.learning_rate "
-            f"or optim.clip_norm; the examples of this step were: {', '.join(ids)}"
+            f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}. Last "
+            f"good checkpoint: {last_good}. Lower optim.learning_rate or optim.clip_norm; the examples of this step were: {', '.join(ids)}"
         )
 
 

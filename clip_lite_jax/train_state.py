@@ -28,7 +28,11 @@ class TrainState:
 
 
 def init_state(
-    model: Model, optimizer_of: Callable[[Any], optax.GradientTransformation], seed: int, with_ema: bool, mesh: Mesh
+    model: Model,
+    optimizer_of: Callable[[Any], optax.GradientTransformation],
+    seed: int,
+    with_ema: bool,
+    mesh: Mesh,
 ) -> tuple[TrainState, optax.GradientTransformation]:
     """A fresh state, born in its sharding, and the optimizer for it.
 

@@ -37,7 +37,9 @@ class Batch:
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
-def make_loss(model: Model, objective: Objective, sampler: Sampler, seed: int) -> Callable[..., Any]:
+def make_loss(
+    model: Model, objective: Objective, sampler: Sampler, seed: int
+) -> Callable[..., Any]:
     """``loss(params, model_state, step, batch) -> (loss, (metrics, model_state, drawn))``."""
 
     def loss(
@@ -62,7 +64,7 @@ def make_train_step(
     seed: int,
     ema_decay: float = 0.0,
 ) -> TrainStep:
-    """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; it consumes the old state."""
+    """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state."""
     gradient = jax.value_and_grad(make_loss(model, objective, sampler, seed), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -80,8 +82,8 @@ def make_train_step(
         metrics |= {
             "loss": loss,
             "temperature": model.temperature(state.params),
-            "gradient_norm": optax.global_norm(grads),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(params),
             "bad_examples": jnp.sum(~batch.valid),
         }
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics

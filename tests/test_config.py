@@ -84,7 +84,9 @@ def test_fields_between_sections_are_checked() -> None:
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere.py: no such file; the package brings .*quickstart"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere.py: no such file; the package brings .*quickstart"
+    ):
         load_config("nowhere.py")
     file = tmp_path / "mine.py"
     file.write_text("x = 1")

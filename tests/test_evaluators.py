@@ -81,9 +81,7 @@ class Listed:
 
 def test_gallery_is_stable_under_reordering() -> None:
     items = [(f"picture {i}", f"group {i % 7}") for i in range(40)]
-    config = RetrievalConfig(
-        name="x", validation="v", test="t", one_per_group=True, max_images=5
-    )
+    config = RetrievalConfig(name="x", validation="v", test="t", one_per_group=True, max_images=5)
     chosen = [items[i] for i in select(Listed(items), config)]
     assert len({group for _, group in chosen}) == len(chosen) == 5
     backwards = items[::-1]

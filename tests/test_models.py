@@ -104,7 +104,10 @@ def test_temperature_comes_back_from_its_clamp() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ModelConfig(image=EncoderConfig(name="resnet999")), "model.image.name='resnet999': choose"),
+        (
+            ModelConfig(image=EncoderConfig(name="resnet999")),
+            "model.image.name='resnet999': choose",
+        ),
         (
             ModelConfig(text=EncoderConfig(name="transformer", options={"depth": 3})),
             "model.text.options.depth: transformer takes dropout, heads, layers, width",

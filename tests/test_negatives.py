@@ -1,4 +1,4 @@
-"""Which negative each pair gets: derangements, masks, distribution, and what crosses the network."""
+"""Which negative each pair gets: derangements, masks, distribution, and the traffic."""
 
 import re
 from collections.abc import Callable

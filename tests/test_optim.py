@@ -1,5 +1,7 @@
 """Schedules, weight-decay masks, per-path factors, Lookahead."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert 0 < values[0] < values[5] < values[10]
     np.testing.assert_allclose(values[10], 0.1, rtol=1e-6)
     np.testing.assert_allclose(values[100], 0, atol=1e-9)
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
 
 
 def test_norms_biases_embeddings_and_temperature_do_not_decay() -> None:

@@ -58,7 +58,7 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 def augment(
     image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """Random resized crop, flip and colour jitter: uint8 ``[size, size, 3]``, and whether flipped."""
+    """Random resized crop, flip, colour jitter: uint8 ``[size, size, 3]`` and whether flipped."""
     box = _random_box(image.width, image.height, config, rng)
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     flipped = rng.random() < config.flip

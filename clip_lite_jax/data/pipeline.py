@@ -24,8 +24,8 @@ from clip_lite_jax.train_step import Batch
 class TrainTransform(grain.transforms.RandomMap):
     """Source index → one row of a training `Batch`.
 
-    An example that cannot be used keeps its slot with ``valid = False``: dropping it would shift all
-    later examples and so change every batch after it.
+    An example that cannot be used keeps its slot with ``valid = False``: dropping it would shift
+    all later examples and so change every batch after it.
     """
 
     def __init__(

@@ -9,14 +9,17 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.records import Example, RecordSource
-from clip_lite_jax.errors import DataError
+from clip_lite_jax.errors import BadImage, DataError
+
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+"""Other words for a split that tables use."""
 
 EMOJI_FILE = Path(__file__).parent / "builtin" / "emoji.arrayrecord"
 
@@ -42,7 +45,7 @@ def captions_of(source: Source) -> Iterator[str]:
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of ids, groups and captions: tells whether a run continues on the data it began with."""
+    """A hash of ids, groups and captions: tells whether a run resumes on the data it began with."""
     digest = hashlib.blake2b(digest_size=16)
     for index in range(len(source)):
         example = source.metadata(index)
@@ -74,7 +77,16 @@ class BadExamples:
             if self.path is not None:
                 with self.path.open("a") as file:
                     file.write(json.dumps({"id": id, "reason": reason}) + "\n")
+        self._check()
+
+    def expect(self, total: int) -> None:
+        """Says how many examples there are, bad ones included; raises as `add` does."""
+        self.total = total
+        self._check()
+
+    def _check(self) -> None:
         if self.total and len(self) > self.max_share * self.total:
+            id, reason = next(reversed(self._reasons.items()))
             raise DataError(
                 f"{len(self)} of {self.total} examples cannot be used (data.max_bad_share="
                 f"{self.max_share}); the latest: {id}: {reason}; all are listed in {self.path}"
@@ -176,35 +188,52 @@ def read_table(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     root = path.parent.resolve()
     rows = _table_rows(path, config)
     captions: dict[str, list[str]] = defaultdict(list)
-    first: dict[str, Mapping[str, str]] = {}
+    first: dict[str, dict[str, str]] = {}
     for number, row in rows:
-        name, reason = row[config.image_column].strip(), ""
-        texts = [row[column].strip() for column in config.caption_columns]
-        target = (root / name).resolve()
-        if not name:
-            reason = "no image path"
-        elif not target.is_relative_to(root):
-            reason = f"the path leaves {root}"
-        elif not any(texts):
-            reason = "empty caption"
-        elif not target.is_file():
-            reason = "no such file"
-        if reason:
-            bad.add(f"{path.name}:{number}: {name}", reason)
+        name = row[config.image_column].strip()
+        texts = [text for column in config.caption_columns if (text := row[column].strip())]
+        try:
+            key = _image_key(root, name)
+            if not texts:
+                raise BadImage("empty caption")
+        except BadImage as error:
+            bad.add(f"{path.name}:{number}: {name}", str(error))
             continue
-        key = str(target.relative_to(root))
         first.setdefault(key, row)
-        captions[key] += [text for text in texts if text and text not in captions[key]]
-    bad.total = len(first) + len(bad)
+        captions[key] += [text for text in texts if text not in captions[key]]
+    bad.expect(len(first) + len(bad))
     examples: dict[str, list[Example]] = defaultdict(list)
     for key, row in first.items():
         group = row[config.group_column] if config.group_column else key
-        split = row[config.split_column] if config.split_column else None
+        stated = row[config.split_column].strip().lower() if config.split_column else ""
+        split = SPLIT_NAMES[stated] if stated in SPLIT_NAMES else stated
+        if split not in ("train", "validation", "test", ""):
+            raise DataError(
+                f"{path}: {config.split_column}={stated!r} for {key}: a split is train, validation"
+                " or test, or empty to let a hash decide"
+            )
         split = split or split_of(group, config.held_out)
         examples[split].append(Example(key, group, tuple(captions[key]), b"", {"split": split}))
     if not first:
         raise DataError(f"{path}: no usable row; {len(bad)} are listed in {bad.path}")
     return {split: ImageFiles(root, chosen) for split, chosen in sorted(examples.items())}
+
+
+def _image_key(root: Path, name: str) -> str:
+    """The path of an existing file relative to `root`; raises `BadImage` for anything else."""
+    if not name:
+        raise BadImage("no image path")
+    try:
+        target = (root / name).resolve()
+        if not target.is_relative_to(root):
+            raise BadImage(f"the path leaves {root}")
+        if not target.is_file():
+            raise BadImage("no such file")
+    except (OSError, ValueError) as error:  # a name no file can have: too long, a null byte
+        if isinstance(error, BadImage):
+            raise
+        raise BadImage(f"not a path: {error}") from error
+    return str(target.relative_to(root))
 
 
 def _table_rows(path: Path, config: DataConfig) -> list[tuple[int, dict[str, str]]]:

@@ -17,7 +17,7 @@ class Tokenizer:
     """Captions → fixed-length ids and mask.  Lower-cases and normalises by Unicode NFKC."""
 
     def __init__(self, model: bytes, max_tokens: int) -> None:
-        """`model` is the content of a SentencePiece model file; raises ``ValueError`` if it is not."""
+        """`model` is the content of a SentencePiece model file; else raises ``ValueError``."""
         self.model = model
         self.max_tokens = max_tokens
         try:
@@ -33,18 +33,18 @@ class Tokenizer:
         return self._processor.get_piece_size()
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """``N`` captions → int32 ids ``[N, max_tokens]`` and their bool mask; longer ones are cut."""
+        """``N`` captions → int32 ids ``[N, max_tokens]`` and their bool mask; the rest is cut."""
         tokens = np.zeros((len(captions), self.max_tokens), np.int32)
         mask = np.zeros((len(captions), self.max_tokens), bool)
-        for row, ids in enumerate(self._processor.encode(list(captions))):
-            ids = ids[: self.max_tokens]
+        for row, pieces in enumerate(self._processor.encode(list(captions))):
+            ids = pieces[: self.max_tokens]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return tokens, mask
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> bytes:
-    """A unigram SentencePiece model of at most `vocab_size` pieces; equal captions give equal bytes.
+    """A unigram SentencePiece model of up to `vocab_size` pieces; equal captions, equal bytes.
 
     Source: arXiv 1808.06226; unigram segmentation, arXiv 1804.10959.
 

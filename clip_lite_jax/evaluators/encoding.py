@@ -42,7 +42,7 @@ def encode_captions(
 def _in_batches(
     encode: Callable[..., object], arrays: tuple[np.ndarray, ...], batch_size: int
 ) -> np.ndarray:
-    """Applies `encode` to batches of exactly `batch_size`, the last one padded with its last row."""
+    """Applies `encode` to batches of exactly `batch_size`, the last one padded by its last row."""
     count = len(arrays[0])
     results = []
     for start in range(0, count, batch_size):

@@ -51,7 +51,9 @@ def read_offs(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
     loss = float(np.mean(np.logaddexp(0, -positive)) + np.mean(np.logaddexp(0, negative)))
     # exp overflows only where the bound is worthless anyway; -inf says so.
     log_mean_exp = float(np.logaddexp.reduce(negative) - math.log(len(negative)))
-    nwj = 1 + float(np.mean(positive)) - (math.exp(log_mean_exp) if log_mean_exp < 700 else math.inf)
+    nwj = (
+        1 + float(np.mean(positive)) - (math.exp(log_mean_exp) if log_mean_exp < 700 else math.inf)
+    )
     accuracy = (float(np.mean(positive > 0)) + float(np.mean(negative < 0))) / 2
     return {
         "jsd_loss": loss,

@@ -49,7 +49,7 @@ class Retrieval:
 
 
 def select(source: Source, config: RetrievalConfig) -> list[int]:
-    """The gallery's indices: stable under reordering of the source, as they follow hashes of ids."""
+    """The gallery's indices: they follow hashes of ids, whatever the order of the source."""
 
     def order(index: int) -> bytes:
         return hashlib.blake2b(source.metadata(index).id.encode(), digest_size=8).digest()
@@ -88,7 +88,7 @@ def retrieval_metrics(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]
 
 
 def chance_recall(k: int, candidates: int, right: float) -> float:
-    """Probability that k of `candidates` drawn at random hold at least one of `right` right ones."""
+    """Probability that k random ones of `candidates` hold at least one of `right` right ones."""
     k = min(k, candidates)
     wrong = candidates - right
     return 1 - float(np.prod([max(wrong - i, 0) / (candidates - i) for i in range(k)]))

@@ -27,10 +27,10 @@ class ResidualBlock(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Patchify, then stages of residual blocks at half the resolution each, then a mean over pixels.
+    """Patchify, then stages of residual blocks, halving the resolution, then a mean over pixels.
 
-    Dense 3x3 convolutions and non-overlapping patches: XLA's CPU backend runs both near the speed of
-    its matrix products, which it does not for depthwise or strided overlapping ones.
+    Dense 3x3 convolutions and non-overlapping patches: XLA's CPU backend runs both near the speed
+    of its matrix products, which it does not for depthwise or strided overlapping ones.
     """
 
     widths: Sequence[int] = (64, 128, 256)

@@ -37,5 +37,7 @@ def build_objective(name: str, **params: Any) -> Objective:
     valid = list(inspect.signature(objective).parameters)[1:]
     for param in params:
         if param not in valid:
-            raise ConfigError(f"objective.options.{param}: {name} takes {', '.join(valid) or 'none'}")
+            raise ConfigError(
+                f"objective.options.{param}: {name} takes {', '.join(valid) or 'none'}"
+            )
     return partial(objective, **params)

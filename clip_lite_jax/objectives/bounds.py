@@ -50,7 +50,7 @@ def infonce(scores: Scores) -> tuple[Array, dict[str, Array]]:
 
 
 def score_metrics(scores: Scores) -> dict[str, Array]:
-    """What every objective logs: mean scores under P and Q and how well the critic tells them apart.
+    """What every objective logs: mean scores under P and Q, and how well T tells them apart.
 
     ``critic_accuracy`` is the balanced accuracy of the classifier T > 0, Bayes-optimal where T =
     log r.  ``ranking_accuracy`` asks only T(pair) > T(negative), so a constant added to T, which

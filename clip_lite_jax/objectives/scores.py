@@ -28,7 +28,7 @@ class Scores:
         return self.positive_valid
 
     def masked(self) -> "Scores":
-        """Zero where masked: whatever a broken example produced reaches neither value nor gradient."""
+        """Zero where masked: what a broken example produced reaches neither value nor gradient."""
         return replace(
             self,
             positive=jnp.where(self.pair_valid, self.positive, 0.0),

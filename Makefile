@@ -1,0 +1,52 @@
+# Every target works in a fresh clone: it makes its own virtual environment from an exact lock.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/quickstart
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart compare test test-long format lock clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+quickstart: $(VENV)/installed  ## train on the built-in pairs and write the report
+	$(BIN)/python -m clip_lite_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
+
+compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds each (an hour)
+	$(BIN)/python -m benchmarks.compare
+
+test: $(VENV)/installed-test  ## format, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-long: $(VENV)/installed-test  ## what takes too long for every change
+	$(BIN)/python -m pytest tests/long
+
+format: $(VENV)/installed-test  ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Raises every pin to the newest release that setup.cfg allows, for Python 3.11 to 3.13.
+lock:  ## renew requirements.lock and requirements-test.lock (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade setup.cfg -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade --extra test \
+		-c requirements.lock setup.cfg -o requirements-test.lock
+
+clean:  ## remove the environment and caches, not the runs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+
+$(VENV)/installed: requirements.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+		sys.exit(0 if (3, 11) <= v < (3, 14) else \
+		"Python 3.11 to 3.13 is needed, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, *v))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/installed-test: requirements-test.lock $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
