@@ -134,7 +134,8 @@ class PendingMetrics:
         ids = [self.source.metadata(int(index)).id for index in batch.index]
         raise NonFiniteError(
             f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}. Last "
-            f"good checkpoint: {last_good}. Lower optim.learning_rate or optim.clip_norm; the examples of this step were: {', '.join(ids)}"
+            f"good checkpoint: {last_good}. Lower optim.learning_rate or "
+            f"optim.clip_norm; the examples of this step were: {', '.join(ids)}"
         )
 
 

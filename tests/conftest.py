@@ -1,12 +1,15 @@
 """Eight fake CPU devices for every test, and a tiny data set of coloured shapes."""
 
+import csv
 import os
+from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import csv
-from pathlib import Path
+# Most of the suite's time is compilation, and many tests compile the same small programs.
+CACHE = Path(__file__).parent.parent / ".work" / "jax_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
@@ -90,11 +93,11 @@ def tiny_config(source: Path, **changes: object) -> Config:
     return Config(**(values | changes))  # type: ignore[arg-type]
 
 
-def tiny_model(dtype: str = "float32") -> ModelConfig:
+def tiny_model(dtype: str = "float32", temperature: float = 0.07) -> ModelConfig:
     return ModelConfig(
         image=EncoderConfig(name="convnet", options={"widths": [8, 16], "depths": [1, 1]}),
         text=EncoderConfig(name="transformer", options={"width": 16, "layers": 1, "heads": 2}),
-        critic=CriticConfig(options={"width": 16, "hidden": 16}),
+        critic=CriticConfig(options={"width": 16, "hidden": 16, "temperature": temperature}),
         dtype=dtype,  # type: ignore[arg-type]
     )
 

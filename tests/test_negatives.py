@@ -1,5 +1,6 @@
 """Which negative each pair gets: derangements, masks, distribution, and the traffic."""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -36,8 +37,9 @@ def make_pairs(batch: int, groups: int | None = None, bad: tuple[int, ...] = ())
     return Pairs(image, text, group, valid)
 
 
+@functools.cache  # one compilation for all tests that ask for the same
 def sampler_fn(
-    config: NegativesConfig, batch: int, mesh: Mesh, jit: bool = True
+    config: NegativesConfig, batch: int, mesh: Mesh
 ) -> Callable[[Pairs, int, int], Drawn]:
     sampler = build_sampler(config, batch, mesh)
 

@@ -36,7 +36,8 @@ def make_batch(step: int) -> Batch:
 def train(devices: int, negatives: str, optim: OptimConfig, dtype: str) -> dict[str, Any]:
     """A few steps; what they computed, on the host."""
     mesh = build_mesh(jax.devices()[:devices])
-    model = build_model(tiny_model(dtype), image_size=16, vocab_size=40, max_tokens=8)
+    # A mild temperature keeps gradients of order one, so that 1e-6 means something in float32.
+    model = build_model(tiny_model(dtype, temperature=0.5), 16, vocab_size=40, max_tokens=8)
     objective = build_objective("infonce" if negatives == "all" else "jsd")
     sampler = build_sampler(NegativesConfig(name=negatives, sides="both"), BATCH, mesh)
     state, optimizer = init_state(

@@ -206,7 +206,7 @@ def read_table(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     for key, row in first.items():
         group = row[config.group_column] if config.group_column else key
         stated = row[config.split_column].strip().lower() if config.split_column else ""
-        split = SPLIT_NAMES[stated] if stated in SPLIT_NAMES else stated
+        split = SPLIT_NAMES.get(stated, stated)
         if split not in ("train", "validation", "test", ""):
             raise DataError(
                 f"{path}: {config.split_column}={stated!r} for {key}: a split is train, validation"

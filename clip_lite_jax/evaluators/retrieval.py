@@ -63,10 +63,13 @@ def select(source: Source, config: RetrievalConfig) -> list[int]:
     return sorted(chosen[: config.max_images])
 
 
-def retrieval_metrics(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Recall and median rank from scores ``[images, captions]``; caption c belongs to owner[c]."""
+def ranks(scores: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the right answers, 1 is best: text → image ``[captions]`` and back ``[images]``.
+
+    Scores are ``[images, captions]``; caption c belongs to image owner[c].
+    """
     images, captions = scores.shape
-    # Rank of each caption's image among all images, 1 is best.
+    # Rank of each caption's image among all images.
     own = scores[owner, np.arange(captions)]
     text_to_image = np.sum(scores >= own, axis=0)
     # Rank of each image's best caption among the captions of other images and itself.
@@ -74,16 +77,23 @@ def retrieval_metrics(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]
     np.maximum.at(best, owner, own)
     foreign = owner[None, :] != np.arange(images)[:, None]
     image_to_text = 1 + np.sum((scores >= best[:, None]) & foreign, axis=1)
+    return text_to_image, image_to_text
+
+
+def retrieval_metrics(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
+    """Recall and median rank from scores ``[images, captions]``; caption c belongs to owner[c]."""
+    images, captions = scores.shape
+    text_to_image, image_to_text = ranks(scores, owner)
     metrics: dict[str, float] = {"images": images, "captions": captions}
     per_image = captions / images
-    for name, ranks, candidates, right in (
+    for name, found, candidates, right in (
         ("text_to_image", text_to_image, images, 1.0),
         ("image_to_text", image_to_text, captions, per_image),
     ):
         for k in RECALLS:
-            metrics[f"{name}_r{k}"] = float(np.mean(ranks <= k))
+            metrics[f"{name}_r{k}"] = float(np.mean(found <= k))
             metrics[f"{name}_r{k}_chance"] = chance_recall(k, candidates, right)
-        metrics[f"{name}_median_rank"] = float(np.median(ranks))
+        metrics[f"{name}_median_rank"] = float(np.median(found))
     return metrics
 
 

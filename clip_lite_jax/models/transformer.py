@@ -9,6 +9,18 @@ from jax import Array
 from jax.typing import DTypeLike
 
 
+def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Softmax attention: ``[B, L, heads, D / heads]`` three times, mask to ``[B, heads, L, L]``.
+
+    Fused on GPU, except for float64, whose softmax `jax.nn.dot_product_attention` takes in float32.
+    """
+    if q.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(q.dtype).min))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
 class Block(nn.Module):
     """Pre-norm self-attention and MLP, each with a residual connection."""
 
@@ -24,7 +36,7 @@ class Block(nn.Module):
         h = nn.LayerNorm(**types)(x)
         qkv = nn.DenseGeneral((3, self.heads, width // self.heads), **types)(h)
         q, k, v = jnp.moveaxis(qkv, -3, 0)  # [B, L, heads, D / heads] each
-        h = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+        h = attention(q, k, v, mask[:, None, None, :])
         h = nn.DenseGeneral(width, axis=(-2, -1), **types)(h)
         x = x + nn.Dropout(self.dropout, deterministic=not train)(h)
         h = nn.LayerNorm(**types)(x)

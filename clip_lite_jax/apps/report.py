@@ -1,0 +1,161 @@
+"""The report of a run: one HTML file that holds everything it shows, to read offline or to send on.
+
+What was measured comes from ``results.json`` (the test splits, evaluated once), or, before there is
+one, from the latest validation numbers in ``metrics.jsonl``.  Example searches, the breakdown by
+category and the histogram are made from the newest checkpoint on the same examples.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from clip_lite_jax.apps.report_commands import commands
+from clip_lite_jax.apps.report_gallery import build_gallery, shorten
+from clip_lite_jax.apps.report_plots import curves, histogram
+from clip_lite_jax.apps.report_tables import (
+    categories,
+    comparison,
+    directions,
+    information,
+    measured,
+    number,
+    percent,
+)
+from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.config import from_dict
+from clip_lite_jax.errors import CheckpointError
+from clip_lite_jax.evaluate import read_results
+from clip_lite_jax.evaluators.information import Information
+from clip_lite_jax.evaluators.retrieval import Retrieval
+from clip_lite_jax.inference import load
+from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.provenance import provenance
+from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run
+
+REPORT_FILE = "report.html"
+SKIPPED_SHOWN = 20
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes ``report.html`` into a run's workdir and returns its path.
+
+    Raises:
+      CheckpointError: no run there, or one without a checkpoint.
+      ConfigError, DataError: the run's data are no longer what they were.
+    """
+    run, step = _open_run(workdir)
+    config = run.config
+    lines = list(read_metrics(workdir))
+    results = read_results(workdir)
+    held_out = measured(results, step, lines)
+    context = {
+        "config": config,
+        "workdir": workdir,
+        "training": _training(run, step, lines),
+        "measured": held_out,
+        "provenance": results["provenance"] if results else provenance(),
+        "directions": directions(held_out.numbers),
+        "information": information(held_out.numbers),
+        "comparison": comparison(config, held_out),
+        "plots": curves(lines, config.objective.name, config.negatives.name == "hard"),
+        "examples": _examples(run, held_out.stage),
+        "skipped": _skipped(workdir),
+        "commands": commands(config, workdir),
+    }
+    html = _environment().get_template("report.html.j2").render(context)
+    path = workdir / REPORT_FILE
+    if run.is_writer:
+        path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _open_run(workdir: Path) -> tuple[Run, int]:
+    """The run of a workdir and the step of its newest checkpoint."""
+    file = workdir / CONFIG_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it")
+    checkpoints = Checkpoints.open(workdir)
+    step = checkpoints.latest_step()
+    checkpoints.close()
+    if step is None:
+        raise CheckpointError(f"{workdir} holds no finished checkpoint yet: nothing to report")
+    return build_run(from_dict(json.loads(file.read_text())), workdir), step
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and on how much."""
+
+    step: int
+    images: int
+    captions: int
+    seconds: float | None
+    """Time in steps, compilation and evaluation left out; None if no rate was logged."""
+
+
+def _training(run: Run, step: int, lines: Sequence[Mapping[str, Any]]) -> Training:
+    source = run.sources["train"]
+    captions = sum(len(source.metadata(index).captions) for index in range(len(source)))
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    seconds = [run.config.batch_size / rate for rate in rates]
+    return Training(
+        step, len(source), captions, float(np.mean(seconds)) * step if seconds else None
+    )
+
+
+def _examples(run: Run, stage: str) -> dict[str, Any]:
+    """What is shown of single held-out examples, from the newest checkpoint."""
+    fns = load(run.workdir, run.config.eval.batch_size).fns
+    shown: dict[str, Any] = {"galleries": [], "categories": {}, "scores": None}
+    for name, evaluator in run.evaluators(stage).items():
+        gallery = name.removeprefix("retrieval/")
+        if isinstance(evaluator, Information):
+            shown["scores"] = _score_histogram(evaluator.pairs.scores(fns))
+        elif isinstance(evaluator, Retrieval):
+            scores = evaluator.scores(fns)
+            shown["galleries"].append(build_gallery(gallery, evaluator, scores))
+            shown["categories"][gallery] = categories(evaluator, scores)
+    return shown
+
+
+def _score_histogram(scores: np.ndarray) -> dict[str, Any]:
+    """From scores ``[N, N]`` of N pairs: the diagonal is matched, the rest shuffled."""
+    matched, shuffled = np.diagonal(scores), scores[~np.eye(len(scores), dtype=bool)]
+    return {
+        "plot": histogram(matched, shuffled),
+        "matched": len(matched),
+        "shuffled": len(shuffled),
+        "matched_right": float(np.mean(matched > 0)),
+        "shuffled_right": float(np.mean(shuffled < 0)),
+    }
+
+
+def _skipped(workdir: Path) -> dict[str, Any]:
+    path = workdir / SKIPPED_FILE
+    items = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    shown = [(shorten(i["id"], 120), shorten(i["reason"], 200)) for i in items[:SKIPPED_SHOWN]]
+    return {"count": len(items), "shown": shown}
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # captions, ids and file names come from strangers
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "duration": _duration}
+    return environment
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,148 @@
+"""The example searches of a report: what a model finds first, and where the right answer is."""
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from clip_lite_jax.evaluators.retrieval import Retrieval, ranks
+
+ANSWERS = 5
+"""Answers shown for a query."""
+PICTURE_SIZE = 96
+"""Larger pictures are scaled down to this many pixels: a report holds a hundred of them."""
+CAPTION_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture or a caption of the gallery, as it is shown."""
+
+    caption: str
+    picture: str
+    """Data URI of the caption's picture."""
+    right: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search: what was asked, its right answer, and what came first, best first."""
+
+    asked: Item
+    rank: int
+    """Place of the right answer, 1 is best; ties count against the model."""
+    candidates: int
+    answers: list[Item]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Searches in both directions, picked by hash, and the worst ones."""
+
+    name: str
+    text_to_image: list[Query]
+    image_to_text: list[Query]
+    worst_text_to_image: list[Query]
+    worst_image_to_text: list[Query]
+    licences: list[str]
+    """Makers and licences of the gallery's pictures, where the examples name them."""
+
+
+def build_gallery(
+    name: str, retrieval: Retrieval, scores: np.ndarray, queries: int = 8, worst: int = 4
+) -> Gallery:
+    """Searches to show from scores ``[images, captions]``.
+
+    Queries follow a hash of the example's id, so nobody picked them; those of the two directions
+    come from opposite ends of that order, to show different examples where there are enough.
+    """
+    search = _Search(retrieval, scores)
+    order = sorted(range(len(retrieval.examples)), key=lambda i: _hash(retrieval.examples[i].id))
+    worst_captions = np.argsort(-search.caption_ranks, kind="stable")[:worst]
+    worst_images = np.argsort(-search.image_ranks, kind="stable")[:worst]
+    return Gallery(
+        name,
+        [search.by_text(search.first_caption(image)) for image in order[:queries]],
+        [search.by_image(image) for image in order[::-1][:queries]],
+        [search.by_text(caption) for caption in worst_captions],
+        [search.by_image(image) for image in worst_images],
+        _licences(retrieval),
+    )
+
+
+class _Search:
+    """Queries against the scores of one gallery."""
+
+    def __init__(self, retrieval: Retrieval, scores: np.ndarray) -> None:
+        self.retrieval, self.scores = retrieval, scores
+        self.caption_ranks, self.image_ranks = ranks(scores, retrieval.owner)
+
+    def first_caption(self, image: int) -> int:
+        return int(np.searchsorted(self.retrieval.owner, image))
+
+    def by_text(self, caption: int) -> Query:
+        owner = self.retrieval.owner[caption]
+        column = self.scores[:, caption]
+        right = np.arange(len(column)) == owner
+        return Query(
+            self._item(caption, owner, right=True),
+            int(self.caption_ranks[caption]),
+            len(column),
+            [
+                self._item(self.first_caption(image), image, bool(right[image]))
+                for image in _best(column, right)
+            ],
+        )
+
+    def by_image(self, image: int) -> Query:
+        row = self.scores[image]
+        right = self.retrieval.owner == image
+        return Query(
+            self._item(self.first_caption(image), image, right=True),
+            int(self.image_ranks[image]),
+            len(row),
+            [
+                self._item(caption, self.retrieval.owner[caption], bool(right[caption]))
+                for caption in _best(row, right)
+            ],
+        )
+
+    def _item(self, caption: int, image: int, right: bool) -> Item:
+        text = shorten(self.retrieval.captions[caption], CAPTION_LENGTH)
+        return Item(text, picture_uri(self.retrieval.images[image]), right)
+
+
+def _best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The best answers ``[<= ANSWERS]``; among equals the wrong ones first, as in the ranks."""
+    return np.lexsort((right, -scores))[:ANSWERS]
+
+
+def _hash(id: str) -> bytes:
+    return hashlib.blake2b(id.encode(), digest_size=8, person=b"report").digest()
+
+
+def picture_uri(pixels: np.ndarray) -> str:
+    """uint8 ``[H, W, 3]`` as a WebP data URI."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def shorten(text: str, length: int) -> str:
+    """The text on one line, cut to `length` characters: a stranger's caption may be a book."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _licences(retrieval: Retrieval) -> list[str]:
+    named = {
+        f"{example.attributes['artist']} ({example.attributes['licence']})"
+        for example in retrieval.examples
+        if {"artist", "licence"} <= example.attributes.keys()
+    }
+    return sorted(named)

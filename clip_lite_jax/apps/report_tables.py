@@ -1,0 +1,199 @@
+"""The tables of a report: what was measured, against chance and against published runs."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_lite_jax.config import Config
+from clip_lite_jax.evaluators.retrieval import RECALLS, Retrieval, ranks
+
+COMPARE_FILE = Path(__file__).parent.parent / "results" / "compare.json"
+CATEGORIES_SHOWN = 30
+
+Numbers = Mapping[str, Mapping[str, float]]
+"""Metrics by evaluator."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Held-out numbers and where they come from."""
+
+    stage: str
+    """``test`` or ``validation``."""
+    step: int
+    numbers: Numbers
+    why_validation: str
+
+
+def measured(
+    results: Mapping[str, Any] | None, step: int, lines: Sequence[Mapping[str, Any]]
+) -> Measured:
+    """The test numbers of the checkpoint of `step`, or else the latest validation numbers."""
+    if results is None:
+        why = "the run has no results.json yet"
+    elif results["step"] != step:
+        why = f"results.json is of step {results['step']:,}, the newest checkpoint of step {step:,}"
+    elif not results["test"]:
+        why = "the data have no test split of two examples or more"
+    else:
+        return Measured("test", step, results["test"], "")
+    numbers: dict[str, dict[str, float]] = defaultdict(dict)
+    for line in lines:
+        for key, value in line.items():
+            evaluator, slash, metric = key.rpartition("/")
+            if slash:
+                numbers[evaluator][metric] = value
+                step = line["step"]
+    return Measured("validation", step, dict(numbers), why)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """R@k of one direction against chance."""
+
+    k: int
+    value: float
+    chance: float
+    queries: int
+
+    @property
+    def hits(self) -> int:
+        return round(self.value * self.queries)
+
+    @property
+    def ratio(self) -> float:
+        return self.value / self.chance
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the share (Wilson 1927), taking queries as independent."""
+        z, n, p = 1.96, self.queries, self.value
+        middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+        scale = 1 + z**2 / n
+        return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One row of the retrieval table."""
+
+    gallery: str
+    text_to_image: bool
+    queries: int
+    candidates: int
+    recalls: list[Recall]
+    median_rank: float
+
+    @property
+    def headline(self) -> Recall:
+        """The widest recall that is still a search: one that looks at a quarter at most."""
+        telling = [recall for recall in self.recalls if 4 * recall.k <= self.candidates]
+        return telling[-1] if telling else self.recalls[0]
+
+
+def directions(numbers: Numbers) -> list[Direction]:
+    """Two rows for every gallery: text → image and image → text."""
+    rows = []
+    for evaluator, values in numbers.items():
+        kind, _, gallery = evaluator.partition("/")
+        if kind != "retrieval":
+            continue
+        sizes = int(values["captions"]), int(values["images"])
+        for name, (queries, candidates) in (
+            ("text_to_image", sizes),
+            ("image_to_text", sizes[::-1]),
+        ):
+            recalls = [
+                Recall(k, values[f"{name}_r{k}"], values[f"{name}_r{k}_chance"], queries)
+                for k in RECALLS
+            ]
+            median = values[f"{name}_median_rank"]
+            text_to_image = name == "text_to_image"
+            rows.append(Direction(gallery, text_to_image, queries, candidates, recalls, median))
+    return rows
+
+
+def information(numbers: Numbers) -> dict[str, float] | None:
+    """The read-offs in nats, with log N of the N pairs they were read from."""
+    if "information" not in numbers:
+        return None
+    values = numbers["information"]
+    return {**values, "log_pairs": math.log(values["pairs"])}
+
+
+def comparison(config: Config, held_out: Measured) -> dict[str, Any] | None:
+    """The published comparison on this run's configuration, with R@10 columns; or None."""
+    if not COMPARE_FILE.is_file():
+        return None
+    published = json.loads(COMPARE_FILE.read_text())
+    if published["config_name"] != config.name:
+        return None
+    keys = dict.fromkeys(key for row in published["rows"] for key in row["test"])
+    columns = [key for key in keys if key.startswith("retrieval/") and key.endswith("_r10")]
+    parts = [key.rpartition("/") for key in columns]
+    return published | {
+        "columns": [
+            (evaluator.removeprefix("retrieval/"), metric.startswith("text_to_image"))
+            for evaluator, _, metric in parts
+        ],
+        "rows": [
+            row | {"cells": [_over_seeds(row["test"].get(key, ())) for key in columns]}
+            for row in published["rows"]
+        ],
+        # The published numbers are of the test split: validation numbers do not stand beside them.
+        "own": [held_out.numbers.get(evaluator, {}).get(metric) for evaluator, _, metric in parts]
+        if held_out.stage == "test"
+        else None,
+    }
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Mean and standard deviation; None for the deviation of a single seed."""
+    if not values:
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Category:
+    """Right answers among the first 10 for the examples of one category."""
+
+    name: str
+    captions: int
+    text_to_image_hits: int
+    images: int
+    image_to_text_hits: int
+
+
+def categories(retrieval: Retrieval, scores: np.ndarray) -> list[Category]:
+    """By the examples' attribute ``category``, the largest first; empty where none has one.
+
+    Scores are ``[images, captions]``; the search is among all examples, not within the category.
+    """
+    names = np.array([example.attributes.get("category", "") for example in retrieval.examples])
+    text_to_image, image_to_text = (found <= 10 for found in ranks(scores, retrieval.owner))
+    rows = []
+    for name in sorted(set(names.tolist()) - {""}):
+        images, captions = names == name, names[retrieval.owner] == name
+        hits = int(text_to_image[captions].sum()), int(image_to_text[images].sum())
+        rows.append(Category(name, int(captions.sum()), hits[0], int(images.sum()), hits[1]))
+    return sorted(rows, key=lambda row: -row.images)[:CATEGORIES_SHOWN]
+
+
+def percent(share: float) -> str:
+    """0.0662 → 6.6 %; below 1 % with two significant digits."""
+    value = 100 * share
+    return f"{value:.2g}\u202f%" if 0 < value < 0.95 else f"{value:.1f}\u202f%"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """With a true minus sign, and ∞ for what has overflowed."""
+    value = round(value, digits)  # what rounds to 0 has no sign
+    text = f"{abs(value):.{digits}f}" if math.isfinite(value) else "∞"
+    return f"−{text}" if value < 0 else text
