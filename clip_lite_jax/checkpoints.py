@@ -109,6 +109,12 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
 
 def _parts(state: TrainState) -> dict[str, Any]:
     """The items of a checkpoint; fields without arrays are left out."""

@@ -18,13 +18,11 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     A workdir whose results are of that checkpoint already keeps them: test data is used once.
     """
-    checkpoints = Checkpoints(run.workdir, run.config.checkpoint)
-    stored = read_results(run.workdir)
-    if stored is not None and stored["step"] == checkpoints.latest_step():
-        checkpoints.close()
-        return stored
-    state, _ = restore_or_init(run, checkpoints)
-    checkpoints.close()
+    with Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
+        stored = read_results(run.workdir)
+        if stored is not None and stored["step"] == checkpoints.latest_step():
+            return stored
+        state, _ = restore_or_init(run, checkpoints)
     fns = make_encode_fns(run.model, run.mesh)(state.eval_params, state.model_state)
     results = {
         "name": run.config.name,

@@ -10,7 +10,7 @@ from clip_lite_jax.checkpoints import Checkpoints, Meta
 from clip_lite_jax.data import image_ops
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, CheckpointError
-from clip_lite_jax.evaluators.encoding import encode_captions, encode_images
+from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, stack_pictures
 from clip_lite_jax.models import build_model
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh
@@ -37,7 +37,9 @@ class DualEncoderModel:
           BadImage: an image that cannot be decoded; the message names the file.
         """
         pixels = [image_ops.resize_and_crop(_open(image), self.image_size) for image in images]
-        return _unit(encode_images(self.fns, np.stack(pixels), self.batch_size))
+        return _unit(
+            encode_images(self.fns, stack_pictures(pixels, self.image_size), self.batch_size)
+        )
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → float32 ``[N, D]`` of unit length."""
@@ -66,14 +68,11 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
       CheckpointError: there is no checkpoint.
     """
     workdir = Path(path)
-    checkpoints = Checkpoints.open(workdir)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise CheckpointError(f"{workdir} holds no finished checkpoint yet")
-    meta = checkpoints.meta(step)
-    model = _restore(meta, checkpoints, step, batch_size)
-    checkpoints.close()
-    return model
+    with Checkpoints.open(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise CheckpointError(f"{workdir} holds no finished checkpoint yet")
+        return _restore(checkpoints.meta(step), checkpoints, step, batch_size)
 
 
 def _restore(meta: Meta, checkpoints: Checkpoints, step: int, batch_size: int) -> DualEncoderModel:
@@ -96,7 +95,7 @@ def _restore(meta: Meta, checkpoints: Checkpoints, step: int, batch_size: int) -
 
 def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return image_ops.to_rgb(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"an image array is uint8 [H, W, 3], not {image.dtype} {image.shape}")

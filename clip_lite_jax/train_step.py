@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from clip_lite_jax.models import Inputs, Model
 from clip_lite_jax.negatives import Drawn, Pairs, Sampler
 from clip_lite_jax.objectives import Objective
-from clip_lite_jax.sharding import batch_sharding, replicated
+from clip_lite_jax.sharding import batch_sharding, batch_shards, replicated
 from clip_lite_jax.train_state import TrainState, step_keys
 
 
@@ -118,10 +118,25 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 
+    def padded(encode: Callable[..., Array]) -> Callable[..., Array]:
+        """Takes any number of rows, which need not divide over the devices."""
+
+        def call(*arrays: Any) -> Array:
+            count = len(arrays[0])
+            missing = -count % batch_shards(mesh)
+            if missing:
+                arrays = tuple(
+                    jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge")
+                    for a in arrays
+                )
+            return encode(*arrays)[:count]
+
+        return call
+
     def bind(params: Any, model_state: Any) -> EncodeFns:
         return EncodeFns(
-            image=lambda x: image(params, model_state, x),
-            text=lambda tokens, mask: text(params, model_state, tokens, mask),
+            image=padded(lambda x: image(params, model_state, x)),
+            text=padded(lambda tokens, mask: text(params, model_state, tokens, mask)),
             pairs=lambda i, t: pairs(params, i, t),
             matrix=lambda i, t: matrix(params, i, t),
         )

@@ -27,7 +27,9 @@ from clip_lite_jax.config import (
     NegativesConfig,
     OptimConfig,
 )
+from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.sharding import build_mesh
+from clip_lite_jax.train import train
 
 COLOURS = ("red", "green", "blue", "black", "orange", "purple", "brown", "pink")
 SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
@@ -73,6 +75,14 @@ def write_pairs(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a trained and evaluated run."""
+    workdir = tmp_path_factory.mktemp("finished_run")
+    evaluate(train(tiny_config(pairs), workdir))
+    return workdir
 
 
 def tiny_config(source: Path, **changes: object) -> Config:

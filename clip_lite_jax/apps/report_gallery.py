@@ -61,14 +61,12 @@ def build_gallery(
     """
     search = _Search(retrieval, scores)
     order = sorted(range(len(retrieval.examples)), key=lambda i: _hash(retrieval.examples[i].id))
-    worst_captions = np.argsort(-search.caption_ranks, kind="stable")[:worst]
-    worst_images = np.argsort(-search.image_ranks, kind="stable")[:worst]
     return Gallery(
         name,
         [search.by_text(search.first_caption(image)) for image in order[:queries]],
         [search.by_image(image) for image in order[::-1][:queries]],
-        [search.by_text(caption) for caption in worst_captions],
-        [search.by_image(image) for image in worst_images],
+        [search.by_text(caption) for caption in _misses(search.caption_ranks)[:worst]],
+        [search.by_image(image) for image in _misses(search.image_ranks)[:worst]],
         _licences(retrieval),
     )
 
@@ -118,6 +116,12 @@ class _Search:
 def _best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The best answers ``[<= ANSWERS]``; among equals the wrong ones first, as in the ranks."""
     return np.lexsort((right, -scores))[:ANSWERS]
+
+
+def _misses(ranks: np.ndarray) -> np.ndarray:
+    """The queries whose right answer does not come first, the worst first."""
+    order = np.argsort(-ranks, kind="stable")
+    return order[ranks[order] > 1]
 
 
 def _hash(id: str) -> bytes:

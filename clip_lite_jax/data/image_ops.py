@@ -29,7 +29,7 @@ def decode(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise
     # Pillow's decoders raise a zoo of exceptions on damaged data, SyntaxError and struct.error
@@ -38,7 +38,8 @@ def decode(data: bytes) -> Image.Image:
         raise BadImage(f"cannot be decoded: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode → RGB: 16-bit and float scaled to 8, transparency over white."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, np.float64)
         top = 65535 if values.max() > 255 else 255

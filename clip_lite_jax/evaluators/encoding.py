@@ -1,7 +1,9 @@
 """Encoding held-out images and captions in batches of one fixed size."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from clip_lite_jax.data import image_ops
@@ -24,7 +26,12 @@ def load_images(
             kept.append(example)
         except BadImage as error:
             bad.add(example.id, str(error))
-    return kept, np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+    return kept, stack_pictures(images, size)
+
+
+def stack_pictures(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """``N`` pictures, uint8 ``[size, size, 3]`` each → ``[N, size, size, 3]``; N may be 0."""
+    return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
 
 
 def encode_images(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
@@ -40,10 +47,14 @@ def encode_captions(
 
 
 def _in_batches(
-    encode: Callable[..., object], arrays: tuple[np.ndarray, ...], batch_size: int
+    encode: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
 ) -> np.ndarray:
     """Applies `encode` to batches of exactly `batch_size`, the last one padded by its last row."""
     count = len(arrays[0])
+    if count == 0:
+        one_batch = [np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays]
+        result = jax.eval_shape(encode, *one_batch)
+        return np.zeros((0, *result.shape[1:]), result.dtype)
     results = []
     for start in range(0, count, batch_size):
         parts = [array[start : start + batch_size] for array in arrays]

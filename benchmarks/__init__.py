@@ -1,0 +1,1 @@
+"""Measurements against named peers; run from the root of a checkout."""

@@ -1,0 +1,108 @@
+"""JSD with one negative against InfoNCE: same data, model, optimizer and number of steps.
+
+``python -m benchmarks.compare`` trains every row of `ROWS` with every seed, evaluates each run once
+on the test splits, and writes the table that reports show beside a run of the same configuration.
+It can be stopped and started again: finished runs are kept.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, load_config
+from clip_lite_jax.evaluate import evaluate, read_results
+from clip_lite_jax.provenance import provenance
+from clip_lite_jax.train import train
+
+RESULTS = Path(__file__).parent.parent / "clip_lite_jax" / "results" / "compare.json"
+CONFIG = "configs/quickstart.py"
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    objective: str
+    negatives: NegativesConfig
+
+
+def rows(config: Config) -> list[Row]:
+    """The rows of the table; `hard` as the configuration has it, or with its defaults."""
+    chosen = config.negatives
+    hard = chosen if chosen.name == "hard" else NegativesConfig(name="hard", sides="both")
+    return [
+        Row("JSD, one shuffled negative", "jsd", NegativesConfig(name="shuffle", sides=hard.sides)),
+        Row("JSD, one hard negative", "jsd", hard),
+        Row("InfoNCE, all of the batch", "infonce", NegativesConfig(name="all")),
+    ]
+
+
+def measure(config: Config, workdir: Path) -> dict[str, Any]:
+    """Trains and evaluates one run; a finished one is read back."""
+    timing = workdir / "train_seconds.json"
+    results = read_results(workdir)
+    if results is None:
+        start = time.perf_counter()
+        run = train(config, workdir)
+        seconds = time.perf_counter() - start
+        timing.write_text(json.dumps(seconds))
+        results = evaluate(run)
+    flat = {f"{name}/{k}": v for name, values in results["test"].items() for k, v in values.items()}
+    return {"train_seconds": json.loads(timing.read_text()), "test": flat}
+
+
+def compare(config: Config, seeds: list[int], folder: Path, command: str) -> dict[str, Any]:
+    """The table, ready for JSON; every number is a list over `seeds`."""
+    table = []
+    for row in rows(config):
+        runs = []
+        for seed in seeds:
+            changed = replace(
+                config,
+                seed=seed,
+                objective=ObjectiveConfig(name=row.objective),
+                negatives=row.negatives,
+            )
+            name = f"{row.objective}-{row.negatives.name}-{seed}"
+            runs.append(measure(changed, folder / name))
+        names = runs[0]["test"].keys()
+        table.append(
+            {
+                "label": row.label,
+                "objective": row.objective,
+                "negatives": row.negatives.name,
+                "seeds": seeds,
+                "train_seconds": [round(run["train_seconds"], 1) for run in runs],
+                "test": {name: [run["test"][name] for run in runs] for name in names},
+            }
+        )
+    return {
+        "config_name": config.name,
+        "command": command,
+        "provenance": provenance(),
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "rows": table,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="where runs go")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    config = load_config(CONFIG)
+    table = compare(config, arguments.seeds, arguments.runs, "make compare")
+    arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+    for row in table["rows"]:
+        recalls = {k: v for k, v in row["test"].items() if k.endswith("_r10")}
+        means = {k.removeprefix("retrieval/"): sum(v) / len(v) for k, v in recalls.items()}
+        print(row["label"], {k: round(v, 3) for k, v in means.items()}, row["train_seconds"])
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
