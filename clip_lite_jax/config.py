@@ -27,6 +27,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Scalar = bool | int | float | str
 Options = dict[str, Scalar | list[Scalar]]
 
+Captions = Literal["random", "first", "joined"]
+
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -67,8 +69,9 @@ class DataConfig:
     image_size: PositiveInt = 64
     """Height and width in pixels of what the image encoder sees."""
     augment: AugmentConfig = AugmentConfig()
-    captions: Literal["random", "first"] = "random"
-    """Which caption of an image a training step sees."""
+    captions: Captions = "random"
+    """Which caption of an image a training step sees: any of them, the first, or all of them joined
+    to one list of tags (`caption_ops.join`; goes well with `augment.tag_dropout`)."""
     tokenizer: str | None = None
     """A SentencePiece model file; without it one is trained on the training captions."""
     vocab_size: PositiveInt = 2000
@@ -126,9 +129,9 @@ class NegativesConfig:
     """``text``: another text for each image; ``image``: another image for each text."""
     block: PositiveInt | None = None
     """Rows among which a negative is drawn; None is the whole batch."""
-    lanes: PositiveInt = 8
-    """Logical lanes of a block.  Results depend on it, and not on the number of devices, which must
-    divide evenly into the lanes."""
+    lanes: PositiveInt | None = None
+    """Logical lanes of a block; None is the most of 8, 4, 2 and 1 that the block divides into.
+    Results depend on it, and not on the number of devices, which must divide into the lanes."""
     beta: NonNegativeFloat = 1.0
     """``hard``: a candidate is drawn with probability proportional to exp(beta · score)."""
     beta_warmup_steps: NonNegativeInt = 0
@@ -173,8 +176,8 @@ class RetrievalConfig:
     """Split that is evaluated once, after training."""
     one_per_group: bool = False
     """Keep one image of every group (chosen by a hash of its id, not by its place)."""
-    captions: Literal["first", "all"] = "all"
-    """``first``: one caption per image; ``all``: any of them counts for image → text."""
+    captions: Literal["first", "joined", "all"] = "all"
+    """``first`` or ``joined``: one caption per image; ``all``: any counts for image → text."""
     max_images: PositiveInt | None = None
 
 

@@ -80,7 +80,9 @@ def layout_of(config: NegativesConfig, batch: int, shards: int) -> Layout:
     Raises:
       ConfigError: sizes that do not divide; the message says which to change.
     """
-    layout = Layout(batch, config.block or batch, config.lanes)
+    block = config.block or batch
+    fitting = (n for n in (8, 4, 2) if block % n**2 == 0 and block >= 2 * n)
+    layout = Layout(batch, block, config.lanes or next(fitting, 1))
     what = f"negatives.block={layout.block}, negatives.lanes={layout.lanes}"
     if batch % layout.block:
         raise ConfigError(f"batch_size={batch} is not a multiple of negatives.block={layout.block}")

@@ -75,6 +75,7 @@ class Run:
                 self.tokenizer,
                 self.config.data.image_size,
                 settings.batch_size,
+                "joined" if self.config.data.captions == "joined" else "first",
                 settings.max_information_pairs,
                 self.bad,
             )

@@ -141,6 +141,13 @@ def test_tags_are_dropped_but_never_all() -> None:
     assert len({caption for caption in seen if caption.count(",") == 2}) > 1  # orders vary
 
 
+def test_captions_are_chosen_and_joined() -> None:
+    captions = ("ant", "animal, insect", "ant", "bug, insect")
+    assert caption_ops.choose(captions, "first") == ("ant",)
+    assert caption_ops.choose(captions, "joined") == ("ant, animal, insect, bug",)
+    assert caption_ops.choose(captions, "all") == caption_ops.choose(captions, "random") == captions
+
+
 # --- Tokenizer ------------------------------------------------------------------------------------
 
 CAPTIONS = ["a red circle", "two blue squares", "a green ring on red"] * 5

@@ -205,6 +205,11 @@ def test_sizes_that_do_not_divide(
         layout_of(NegativesConfig(**changes), batch, shards)
 
 
+@pytest.mark.parametrize(("batch", "lanes"), [(64, 8), (96, 4), (20, 2), (50, 1), (2, 1), (512, 8)])
+def test_lanes_follow_from_the_batch(batch: int, lanes: int) -> None:
+    assert layout_of(NegativesConfig(), batch, 1).lanes == lanes
+
+
 def test_names_and_chunks_are_checked() -> None:
     mesh = build_mesh()
     with pytest.raises(ConfigError, match="all, hard, roll, shuffle"):

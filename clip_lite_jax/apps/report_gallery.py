@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ ANSWERS = 5
 """Answers shown for a query."""
 PICTURE_SIZE = 96
 """Larger pictures are scaled down to this many pixels: a report holds a hundred of them."""
+LOSSLESS_BYTES = 5000
 CAPTION_LENGTH = 160
 
 
@@ -132,9 +134,16 @@ def picture_uri(pixels: np.ndarray) -> str:
     """uint8 ``[H, W, 3]`` as a WebP data URI."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+    data = _webp(picture, lossless=True)  # drawings: sharp and small
+    if len(data) > LOSSLESS_BYTES:  # photographs
+        data = _webp(picture, quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+def _webp(picture: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, "WEBP", **options)
+    return buffer.getvalue()
 
 
 def shorten(text: str, length: int) -> str:

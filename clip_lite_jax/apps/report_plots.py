@@ -208,14 +208,21 @@ def _recall(lines: Lines, gallery: str) -> Plot:
         styles = zip(series.items(), (theme.first, theme.second), ("-", "--"), strict=True)
         for (name, (points, _)), colour, style in styles:
             axes.plot(*points, style, marker="o", color=colour, markersize=4.5, label=name)
-        for chance in {chance for _, chance in series.values()}:
-            _chance(axes, chance, theme, "chance")
+        levels = [chance for _, chance in series.values()]
+        if len(set(levels)) == 1:
+            _chance(axes, levels[0], theme, "chance")
+        else:  # several captions of a picture make its search easier than theirs
+            for chance, colour in zip(levels, (theme.first, theme.second), strict=True):
+                axes.axhline(chance, color=colour, linestyle=":", linewidth=1.4)
         axes.set_ylim(bottom=0)
 
     title = f"Validation R@10, {gallery.removeprefix('retrieval/').replace('_', ' ')}"
     changes = "; ".join(f"{name} {_from_to(points[1])}" for name, (points, _) in series.items())
     caption = "Share of queries whose right answer is among the first 10, on the validation split."
-    alt = f"R@10 over steps: {changes}; chance {next(iter(series.values()))[1]:.3f}."
+    if len({chance for _, chance in series.values()}) > 1:
+        caption += " Dotted lines: chance, in the colour of its direction."
+    chances = " and ".join(f"{chance:.3f}" for _, chance in series.values())
+    alt = f"R@10 over steps: {changes}; chance {chances}."
     return plot(title, caption, alt, "step", "R@10", paint)
 
 

@@ -61,6 +61,7 @@ class Recall:
     value: float
     chance: float
     queries: int
+    images: int
 
     @property
     def hits(self) -> int:
@@ -72,8 +73,11 @@ class Recall:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the share (Wilson 1927), taking queries as independent."""
-        z, n, p = 1.96, self.queries, self.value
+        """95 % confidence interval of the share (Wilson 1927).
+
+        Images count as independent, several captions of one image do not.
+        """
+        z, n, p = 1.96, self.images, self.value
         middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
         scale = 1 + z**2 / n
         return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
@@ -104,13 +108,13 @@ def directions(numbers: Numbers) -> list[Direction]:
         kind, _, gallery = evaluator.partition("/")
         if kind != "retrieval":
             continue
-        sizes = int(values["captions"]), int(values["images"])
-        for name, (queries, candidates) in (
-            ("text_to_image", sizes),
-            ("image_to_text", sizes[::-1]),
+        images, captions = int(values["images"]), int(values["captions"])
+        for name, queries, candidates in (
+            ("text_to_image", captions, images),
+            ("image_to_text", images, captions),
         ):
             recalls = [
-                Recall(k, values[f"{name}_r{k}"], values[f"{name}_r{k}_chance"], queries)
+                Recall(k, values[f"{name}_r{k}"], values[f"{name}_r{k}_chance"], queries, images)
                 for k in RECALLS
             ]
             median = values[f"{name}_median_rank"]

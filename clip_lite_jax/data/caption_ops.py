@@ -1,6 +1,7 @@
 """Random changes to a training caption."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +18,19 @@ def swap_left_right(caption: str) -> str:
         return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
 
     return _LEFT_RIGHT.sub(swap, caption)
+
+
+def choose(captions: Sequence[str], which: str) -> Sequence[str]:
+    """The ``first`` caption alone, all of them ``joined`` to one, or (any other word) all."""
+    if which == "joined":
+        return (join(captions),)
+    return captions[:1] if which == "first" else captions
+
+
+def join(captions: Sequence[str]) -> str:
+    """All captions of an image as one list of tags, each once: "ant, animal, garden, insect"."""
+    tags = (tag for caption in captions for tag in caption.split(LIST_SEPARATOR))
+    return LIST_SEPARATOR.join(dict.fromkeys(tags))
 
 
 def drop_from_list(caption: str, dropout: float, rng: np.random.Generator) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops, image_ops
-from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import BadExamples, Source
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, DataError
@@ -40,7 +39,8 @@ class TrainTransform(grain.transforms.RandomMap):
         try:
             picture = image_ops.decode(example.image)
             image, flipped = image_ops.augment(picture, size, augment, rng)
-            caption = self._caption(example, rng)
+            captions = caption_ops.choose(example.captions, self.config.captions)
+            caption = captions[int(rng.integers(len(captions)))]
             caption = caption_ops.drop_from_list(caption, augment.tag_dropout, rng)
             caption = caption_ops.swap_left_right(caption) if flipped else caption
             valid = True
@@ -50,11 +50,6 @@ class TrainTransform(grain.transforms.RandomMap):
         tokens, mask = self.tokenizer([caption])
         group = np.array([stable_hash(example.group), stable_hash(caption.casefold())], np.int32)
         return Batch(image, tokens[0], mask[0], group, np.bool_(valid), np.int32(element))
-
-    def _caption(self, example: Example, rng: np.random.Generator) -> str:
-        if self.config.captions == "first":
-            return example.captions[0]
-        return example.captions[rng.integers(len(example.captions))]
 
 
 def stable_hash(text: str) -> int:

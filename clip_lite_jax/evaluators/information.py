@@ -1,6 +1,7 @@
 """The held-out objective and what the critic's scores say about mutual information."""
 
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -27,11 +28,12 @@ class Information:
         tokenizer: Tokenizer,
         image_size: int,
         batch_size: int,
+        captions: Literal["first", "joined"],
         max_pairs: int,
         bad: BadExamples,
     ) -> None:
         gallery = RetrievalConfig(
-            name="information", validation="", test="", captions="first", max_images=max_pairs
+            name="information", validation="", test="", captions=captions, max_images=max_pairs
         )
         self.pairs = Retrieval(gallery, source, tokenizer, image_size, batch_size, bad)
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 
 from clip_lite_jax.config import Config, RetrievalConfig
+from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.sources import BadExamples, Source
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, load_images
@@ -32,8 +33,7 @@ class Retrieval:
     ) -> None:
         chosen = select(source, config)
         self.examples, self.images = load_images(source, chosen, image_size, bad)
-        count = 1 if config.captions == "first" else None
-        captions = [example.captions[:count] for example in self.examples]
+        captions = [caption_ops.choose(e.captions, config.captions) for e in self.examples]
         self.captions = [text for texts in captions for text in texts]
         self.owner = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
         self.tokenizer, self.batch_size = tokenizer, batch_size
