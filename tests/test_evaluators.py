@@ -8,7 +8,14 @@ import pytest
 from clip_lite_jax.config import RetrievalConfig
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.evaluators.encoding import _in_batches
-from clip_lite_jax.evaluators.information import CHANCE_LOSS, certified_bound, read_offs
+from clip_lite_jax.evaluators.information import (
+    CHANCE_LOSS,
+    calibrate,
+    calibrated_read_offs,
+    certified_bound,
+    matched_and_shuffled,
+    read_offs,
+)
 from clip_lite_jax.evaluators.retrieval import chance_recall, retrieval_metrics, select
 
 
@@ -134,6 +141,26 @@ def test_bounds_hold_for_any_critic(distort: float, rho: float) -> None:
     offs = read_offs(distort * positive + 0.5, distort * negative + 0.5)
     assert offs["jsd_lower_bound"] <= truth
     assert offs["nwj_lower_bound"] <= truth + 0.5
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.2, -3.0), (4.0, 2.0), (-1.0, 0.0)])
+def test_calibration_undoes_scale_and_shift(scale: float, shift: float) -> None:
+    positive, negative = gaussian_scores(0.4258, 20, 50_000)
+    found = calibrate(positive * scale + shift, negative * scale + shift)
+    # log r is the best critic there is, so nothing but the inverse is better.
+    assert found[0] * scale == pytest.approx(1, abs=0.05)
+    assert found[0] * shift + found[1] == pytest.approx(0, abs=0.1)
+
+
+def test_calibrated_read_offs_come_from_the_other_half() -> None:
+    scores = np.random.default_rng(0).normal(size=(40, 40)) + 9 * np.eye(40) - 5
+    fit = np.arange(40) < 20
+    offs = calibrated_read_offs(scores, fit)
+    assert offs["calibrated_pairs"] == 20
+    assert offs["calibrated_jsd_loss"] < read_offs(*matched_and_shuffled(scores))["jsd_loss"]
+    misled = np.where(fit[:, None], -scores, scores)  # the fit turns right scores upside down
+    assert calibrated_read_offs(misled, fit)["calibrated_jsd_lower_bound"] == 0
+    assert calibrated_read_offs(scores, np.arange(40) < 1) == {}
 
 
 def test_certified_bound_values() -> None:

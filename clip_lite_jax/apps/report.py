@@ -30,7 +30,7 @@ from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import from_dict
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import read_results
-from clip_lite_jax.evaluators.information import Information
+from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics
@@ -125,7 +125,7 @@ def _examples(run: Run, stage: str) -> dict[str, Any]:
 
 def _score_histogram(scores: np.ndarray) -> dict[str, Any]:
     """From scores ``[N, N]`` of N pairs: the diagonal is matched, the rest shuffled."""
-    matched, shuffled = np.diagonal(scores), scores[~np.eye(len(scores), dtype=bool)]
+    matched, shuffled = matched_and_shuffled(scores)
     return {
         "plot": histogram(matched, shuffled),
         "matched": len(matched),
