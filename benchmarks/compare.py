@@ -7,17 +7,21 @@ It can be stopped and started again: finished runs are kept.
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from clip_lite_jax.apps.report_tables import COMPARE_FILE, over_seeds
 from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, load_config
 from clip_lite_jax.evaluate import evaluate, read_results
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.train import train
 
-RESULTS = Path(__file__).parent.parent / "clip_lite_jax" / "results" / "compare.json"
 CONFIG = "configs/quickstart.py"
 
 
@@ -88,19 +92,36 @@ def compare(config: Config, seeds: list[int], folder: Path, command: str) -> dic
     }
 
 
+def markdown(table: dict[str, Any]) -> str:
+    """The table of R@10 as in ``docs/results.md``: mean and standard deviation over the seeds."""
+    first = table["rows"][0]["test"]
+    columns = [key for key in first if key.endswith("_r10")]
+    names = [key.removeprefix("retrieval/").removesuffix("_r10") for key in columns]
+    heads = [name.replace("/", ", ").replace("_to_", " → ").replace("_", " ") for name in names]
+    lines = [["run", "training", *heads], ["---"] * (len(columns) + 2)]
+    for row in table["rows"]:
+        values = [row["test"][key] for key in columns]
+        cells = [_mean_and_deviation(v) for v in values]
+        lines.append([row["label"], f"{np.mean(row['train_seconds']):.0f} s", *cells])
+    lines.append(["chance", "", *(f"{first[key + '_chance'][0]:.3f}" for key in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    mean, deviation = over_seeds(values) or (math.nan, None)
+    return f"{mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="where runs go")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=COMPARE_FILE)
     arguments = parser.parse_args()
     config = load_config(CONFIG)
     table = compare(config, arguments.seeds, arguments.runs, "make compare")
     arguments.out.write_text(json.dumps(table, indent=1) + "\n")
-    for row in table["rows"]:
-        recalls = {k: v for k, v in row["test"].items() if k.endswith("_r10")}
-        means = {k.removeprefix("retrieval/"): sum(v) / len(v) for k, v in recalls.items()}
-        print(row["label"], {k: round(v, 3) for k, v in means.items()}, row["train_seconds"])
+    print(markdown(table))
     print(f"written to {arguments.out}")
 
 

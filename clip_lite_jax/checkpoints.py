@@ -55,8 +55,15 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: CheckpointConfig | None = None) -> None:
         folder = (workdir / FOLDER).absolute()
         keep = (config or CheckpointConfig()).keep
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_handlers={
+                WEIGHTS: ocp.StandardCheckpointHandler(),
+                OPTIMIZER: ocp.StandardCheckpointHandler(),
+                META: ocp.JsonCheckpointHandler(),
+            },
+        )
 
     @classmethod
     def open(cls, workdir: Path) -> "Checkpoints":
@@ -85,18 +92,34 @@ class Checkpoints:
           CheckpointError: the checkpoint holds another model or optimizer.
         """
         parts = _parts(like)
+        self._check_weights(step, parts[WEIGHTS])
         if weights_only:
             del parts[OPTIMIZER]
         items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as error:
-            raise CheckpointError(
-                f"checkpoint {step} in {self._manager.directory} does not fit this configuration: "
-                f"{error}; use another --workdir, or the configuration it was made with"
-            ) from error
+            raise self._misfit(step, str(error)) from error
         fields = {field: value for part in parts for field, value in restored[part].items()}
         return replace(like, **fields)
+
+    def _check_weights(self, step: int, weights: Any) -> None:
+        """Raises `CheckpointError` naming the first weight whose shape differs.
+
+        Orbax would find out in the middle of reading, and not say which one it is.
+        """
+        stored = _shapes(self._manager.item_metadata(step)[WEIGHTS])
+        wanted = _shapes(weights)
+        for path in sorted(stored.keys() | wanted.keys()):
+            there, here = stored.get(path, "missing"), wanted.get(path, "missing")
+            if there != here:
+                raise self._misfit(step, f"{path} is {there} there and {here} in this model")
+
+    def _misfit(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {step} in {self._manager.directory} does not fit this configuration: "
+            f"{reason}; use another --workdir, or the configuration it was made with"
+        )
 
     def meta(self, step: int) -> Meta:
         args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
@@ -131,3 +154,9 @@ def _parts(state: TrainState) -> dict[str, Any]:
         part: {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
         for part, fields in parts.items()
     }
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

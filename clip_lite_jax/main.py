@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clip_lite_jax import cli
 from clip_lite_jax.apps.report import write_report
+from clip_lite_jax.apps.report_tables import terminal_table
 from clip_lite_jax.config import Config
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.train import train
@@ -15,8 +16,9 @@ from clip_lite_jax.train import train
 
 def run(config: Config, workdir: Path) -> Path:
     """Trains (or resumes), evaluates once on the test splits, writes the report and returns it."""
-    evaluate(train(config, workdir))
+    results = evaluate(train(config, workdir))
     report = write_report(workdir)
+    print(terminal_table(results["test"]))
     print(f"report: {report}")
     return report
 

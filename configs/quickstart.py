@@ -18,8 +18,8 @@ from clip_lite_jax.config import (
 def get_config() -> Config:
     return Config(
         name="quickstart",
-        steps=2500,
-        batch_size=64,
+        steps=1700,
+        batch_size=128,
         data=DataConfig(
             source="emoji",
             image_size=48,

@@ -115,3 +115,9 @@ def tiny_model(dtype: str = "float32", temperature: float = 0.07) -> ModelConfig
 @pytest.fixture(params=[1, 8], ids=["1 device", "8 devices"])
 def mesh(request: pytest.FixtureRequest) -> jax.sharding.Mesh:
     return build_mesh(jax.devices()[: request.param])
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole runs on two devices: eight are for `test_parity`, and only compile longer."""
+    monkeypatch.setattr("clip_lite_jax.run.build_mesh", lambda: build_mesh(jax.devices()[:2]))

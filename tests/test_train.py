@@ -20,15 +20,10 @@ from clip_lite_jax.errors import ConfigError, NonFiniteError
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.metrics import read_metrics
 from clip_lite_jax.run import build_run, restore_or_init
-from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train import train
 from clip_lite_jax.train_state import TrainState
 
-
-@pytest.fixture(autouse=True)
-def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight devices are for `test_parity`; here they would only compile longer."""
-    monkeypatch.setattr("clip_lite_jax.run.build_mesh", lambda: build_mesh(jax.devices()[:2]))
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 def final_state(config: Config, workdir: Path) -> TrainState:

@@ -123,6 +123,33 @@ def directions(numbers: Numbers) -> list[Direction]:
     return rows
 
 
+def terminal_table(numbers: Numbers) -> str:
+    """R@10 of every gallery and direction beside its chance, for a terminal; "" without any."""
+    rows = [
+        (
+            row.gallery.replace("_", " "),
+            "text → image" if row.text_to_image else "image → text",
+            f"{row.recalls[-1].value:.3f}",
+            f"{row.recalls[-1].chance:.3f}",
+            f"{row.recalls[-1].ratio:.1f} ×",
+            str(row.candidates),
+        )
+        for row in directions(numbers)
+    ]
+    if not rows:
+        return ""
+    head = ("held-out retrieval", "direction", f"R@{RECALLS[-1]}", "chance", "ratio", "N")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)
+
+
 def information(numbers: Numbers) -> dict[str, float] | None:
     """The read-offs in nats, with log N of the N pairs they were read from."""
     if "information" not in numbers:
@@ -147,7 +174,7 @@ def comparison(config: Config, held_out: Measured) -> dict[str, Any] | None:
             for evaluator, _, metric in parts
         ],
         "rows": [
-            row | {"cells": [_over_seeds(row["test"].get(key, ())) for key in columns]}
+            row | {"cells": [over_seeds(row["test"].get(key, ())) for key in columns]}
             for row in published["rows"]
         ],
         # The published numbers are of the test split: validation numbers do not stand beside them.
@@ -157,8 +184,8 @@ def comparison(config: Config, held_out: Measured) -> dict[str, Any] | None:
     }
 
 
-def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
-    """Mean and standard deviation; None for the deviation of a single seed."""
+def over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Mean and standard deviation; None for the deviation of a single seed, and for no value."""
     if not values:
         return None
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
