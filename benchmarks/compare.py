@@ -8,7 +8,8 @@ It can be stopped and started again: finished runs are kept.
 import argparse
 import json
 import math
-import time
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 
 from clip_lite_jax.apps.report_tables import COMPARE_FILE, over_seeds
 from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, load_config
-from clip_lite_jax.evaluate import evaluate, read_results
+from clip_lite_jax.evaluate import evaluate
+from clip_lite_jax.metrics import read_metrics, seconds_per_step
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.train import train
 
@@ -36,25 +38,24 @@ def rows(config: Config) -> list[Row]:
     """The rows of the table; `hard` as the configuration has it, or with its defaults."""
     chosen = config.negatives
     hard = chosen if chosen.name == "hard" else NegativesConfig(name="hard", sides="both")
+    # The same sides for all: with both, `all` is CLIP's symmetric loss.
     return [
-        Row("JSD, one shuffled negative", "jsd", NegativesConfig(name="shuffle", sides=hard.sides)),
+        Row("JSD, one shuffled negative", "jsd", replace(hard, name="shuffle")),
         Row("JSD, one hard negative", "jsd", hard),
-        Row("InfoNCE, all of the batch", "infonce", NegativesConfig(name="all")),
+        Row("InfoNCE, all of the batch", "infonce", replace(hard, name="all")),
     ]
 
 
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
-    """Trains and evaluates one run; a finished one is read back."""
-    timing = workdir / "train_seconds.json"
-    results = read_results(workdir)
-    if results is None:
-        start = time.perf_counter()
-        run = train(config, workdir)
-        seconds = time.perf_counter() - start
-        timing.write_text(json.dumps(seconds))
-        results = evaluate(run)
+    """Trains and evaluates one run; a finished one of the same configuration is read back."""
+    results = evaluate(train(config, workdir))
     flat = {f"{name}/{k}": v for name, values in results["test"].items() for k, v in values.items()}
-    return {"train_seconds": json.loads(timing.read_text()), "test": flat}
+    seconds = seconds_per_step(read_metrics(workdir), config.batch_size)
+    return {
+        "train_seconds": None if seconds is None else round(seconds * config.steps, 1),
+        "commit": results["provenance"]["commit"],
+        "test": flat,
+    }
 
 
 def compare(config: Config, seeds: list[int], folder: Path, command: str) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def compare(config: Config, seeds: list[int], folder: Path, command: str) -> dic
                 "objective": row.objective,
                 "negatives": row.negatives.name,
                 "seeds": seeds,
-                "train_seconds": [round(run["train_seconds"], 1) for run in runs],
+                "commits": sorted({run["commit"] for run in runs}),
+                "train_seconds": [run["train_seconds"] for run in runs],
                 "test": {name: [run["test"][name] for run in runs] for name in names},
             }
         )
@@ -119,7 +121,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=COMPARE_FILE)
     arguments = parser.parse_args()
     config = load_config(CONFIG)
-    table = compare(config, arguments.seeds, arguments.runs, "make compare")
+    given = shlex.join(sys.argv[1:])
+    command = f"python -m benchmarks.compare {given}" if given else "make compare"
+    table = compare(config, arguments.seeds, arguments.runs, command)
     arguments.out.write_text(json.dumps(table, indent=1) + "\n")
     print(markdown(table))
     print(f"written to {arguments.out}")

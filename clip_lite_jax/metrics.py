@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +14,7 @@ from clip_lite_jax.config import Config, LogConfig, to_dict
 from clip_lite_jax.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
+RATE = "images_per_second"
 
 
 class MetricWriter:
@@ -56,6 +57,12 @@ def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:
             continue
+
+
+def seconds_per_step(lines: Iterable[Mapping[str, Any]], batch_size: int) -> float | None:
+    """Mean time of a step by the logged rates, compilation and evaluation left out."""
+    seconds = [batch_size / line[RATE] for line in lines if RATE in line]
+    return sum(seconds) / len(seconds) if seconds else None
 
 
 def _reopen(path: Path, start_step: int) -> TextIO:
@@ -138,12 +145,11 @@ class Progress:
         if self._step_seconds is None:
             return {}
         rates = {
-            "images_per_second": self.batch_size / self._step_seconds,
+            RATE: self.batch_size / self._step_seconds,
             "data_wait": self._wait_seconds / self._step_seconds,
         }
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {rates['images_per_second']:.0f} images/s, "
-            f"data wait {rates['data_wait']:.0%}",
+            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates['data_wait']:.0%}",
             refresh=False,
         )
         return rates

@@ -18,7 +18,7 @@ from clip_lite_jax.config import (
 def get_config() -> Config:
     return Config(
         name="quickstart",
-        steps=1700,
+        steps=1500,
         batch_size=128,
         data=DataConfig(
             source="emoji",

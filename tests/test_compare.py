@@ -8,6 +8,7 @@ from conftest import tiny_config
 
 from benchmarks import compare as benchmark
 from clip_lite_jax.config import Config
+from clip_lite_jax.errors import ConfigError
 
 
 @pytest.fixture
@@ -17,18 +18,21 @@ def config(pairs: Path) -> Config:
 
 
 @pytest.mark.usefixtures("two_devices")
-def test_rows_differ_in_objective_and_negatives_alone(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_differ_in_objective_and_negatives_alone(config: Config, tmp_path: Path) -> None:
+    rows = benchmark.rows(config)
+    assert len({row.negatives.sides for row in rows}) == 1
     table = benchmark.compare(config, [0], tmp_path, "make compare")
     names = [(row["objective"], row["negatives"]) for row in table["rows"]]
     assert names == [("jsd", "shuffle"), ("jsd", "hard"), ("infonce", "all")]
     recalls = [row["test"]["retrieval/held_out/text_to_image_r10"] for row in table["rows"]]
     assert all(len(values) == 1 and 0 <= values[0] <= 1 for values in recalls)
-    # Called again, it reads the finished runs back.
-    monkeypatch.setattr(benchmark, "train", None)
+    # Called again, it reads the finished runs back, and refuses those of other settings.
+    lines = {path: path.read_text() for path in tmp_path.glob("*/metrics.jsonl")}
     again = benchmark.compare(config, [0], tmp_path, "make compare")
     assert again["rows"] == table["rows"]
+    assert {path: path.read_text() for path in lines} == lines
+    with pytest.raises(ConfigError, match="batch_size: 16 there, 32 now"):
+        benchmark.compare(replace(config, batch_size=32), [0], tmp_path, "make compare")
 
 
 def test_markdown_has_means_deviations_and_chance() -> None:

@@ -126,6 +126,8 @@ def test_crops_stay_inside_any_shape() -> None:
 def test_left_and_right_swap() -> None:
     swap = caption_ops.swap_left_right
     assert swap("Left arrow, RIGHT hand, leftwards") == "Right arrow, LEFT hand, rightwards"
+    whole = "a bright sky, copyright, upright piano, leftover food"
+    assert swap(whole) == whole
     assert swap("a cat") == "a cat"
 
 

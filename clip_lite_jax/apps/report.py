@@ -33,7 +33,7 @@ from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.inference import load
-from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.metrics import read_metrics, seconds_per_step
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run
 
@@ -101,11 +101,8 @@ class Training:
 def _training(run: Run, step: int, lines: Sequence[Mapping[str, Any]]) -> Training:
     source = run.sources["train"]
     captions = sum(len(source.metadata(index).captions) for index in range(len(source)))
-    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
-    seconds = [run.config.batch_size / rate for rate in rates]
-    return Training(
-        step, len(source), captions, float(np.mean(seconds)) * step if seconds else None
-    )
+    seconds = seconds_per_step(lines, run.config.batch_size)
+    return Training(step, len(source), captions, None if seconds is None else seconds * step)
 
 
 def _examples(run: Run, stage: str) -> dict[str, Any]:

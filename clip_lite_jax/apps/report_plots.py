@@ -73,7 +73,7 @@ def _draw(theme: Theme, x_label: str, y_label: str, paint: Paint) -> str:
         axes.legend(  # above the axes, where it cannot hide data
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=3,
+            ncols=4,
             frameon=False,
             fontsize=9.5,
             labelcolor=theme.ink,
@@ -109,10 +109,16 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
     caption = f"Training loss of the {objective} objective. {smoothing}"
     if held_out is not None:
         caption += " Circles: held-out pairs against all their shufflings."
+    calibrated = _series(lines, "information/calibrated_jsd_loss") if jsd and hard else None
     if held_out is not None and hard:
         caption += (
             " Training draws hard negatives and the held-out loss random ones, so the two curves "
             "do not measure the same thing."
+        )
+    if calibrated is not None:
+        caption += (
+            " Diamonds: held out after the scores were scaled and shifted, as fits best on one "
+            "half of the pairs, and read on the other; below chance, the scores know something."
         )
     if jsd:
         caption += " The dotted line, 2 log 2, is the loss of a critic that always says 0."
@@ -121,12 +127,16 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
         _curve(axes, training, theme.first, "training")
         if held_out is not None:
             _dots(axes, held_out, theme.second, "held out")
+        if calibrated is not None:
+            axes.plot(*calibrated, "D", color=theme.ink, markersize=5, label="calibrated", zorder=3)
         if jsd:
-            _chance(axes, CHANCE_LOSS, theme, "chance, 2 log 2")
+            _chance(axes, CHANCE_LOSS, theme, "2 log 2" if calibrated else "chance, 2 log 2")
 
     alt = f"Training loss over steps: {_from_to(training.mean)}."
     if held_out is not None:
         alt += f" Held-out loss: {_from_to(held_out[1])}, chance {CHANCE_LOSS:.2f}."
+    if calibrated is not None:
+        alt += f" After calibration: {_from_to(calibrated[1])}."
     return plot("Loss", caption, alt, "step", "nats", paint)
 
 

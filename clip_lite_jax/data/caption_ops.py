@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_LEFT_RIGHT = re.compile(r"left|right", re.IGNORECASE)
+# Whole words, and "leftward" or "rightmost", but not the "right" in "bright" or "copyright".
+_LEFT_RIGHT = re.compile(r"\b(?:left|right)(?=(?:wards?|most)?\b)", re.IGNORECASE)
 LIST_SEPARATOR = ", "
 
 
