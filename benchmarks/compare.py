@@ -104,7 +104,7 @@ def markdown(table: dict[str, Any]) -> str:
     for row in table["rows"]:
         values = [row["test"][key] for key in columns]
         cells = [_mean_and_deviation(v) for v in values]
-        lines.append([row["label"], f"{np.mean(row['train_seconds']):.0f} s", *cells])
+        lines.append([row["label"], f"{np.median(row['train_seconds']):.0f} s", *cells])
     lines.append(["chance", "", *(f"{first[key + '_chance'][0]:.3f}" for key in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -49,6 +49,11 @@ class Meta:
         )
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has saved a checkpoint; Orbax gives finished ones the name of their step."""
+    return any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
+
+
 class Checkpoints:
     """The checkpoints of one run, written in the background and atomically."""
 

@@ -186,7 +186,7 @@ class EvalConfig:
     every: PositiveInt = 500
     """Steps between evaluations; the last step is always evaluated."""
     retrieval: tuple[RetrievalConfig, ...] = (
-        RetrievalConfig(name="held_out", validation="validation", test="test"),
+        RetrievalConfig(name="held_out", validation="validation", test="test", max_images=1000),
     )
     batch_size: PositiveInt = 256
     information_split: str = "validation"

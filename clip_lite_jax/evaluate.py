@@ -6,6 +6,7 @@ from typing import Any
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import to_dict
+from clip_lite_jax.files import write_atomic
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.run import Run, restore_or_init
 from clip_lite_jax.train_step import make_encode_fns
@@ -33,7 +34,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "config": to_dict(run.config),
     }
     if run.is_writer:
-        (run.workdir / RESULTS_FILE).write_text(json.dumps(results, indent=2))
+        write_atomic(run.workdir / RESULTS_FILE, json.dumps(results, indent=2))
     return results
 
 

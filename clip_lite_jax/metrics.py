@@ -12,6 +12,7 @@ import tqdm
 
 from clip_lite_jax.config import Config, LogConfig, to_dict
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.files import read_json_lines
 
 METRICS_FILE = "metrics.jsonl"
 RATE = "images_per_second"
@@ -50,13 +51,8 @@ class MetricWriter:
 
 
 def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    path = workdir / METRICS_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    """The lines of ``metrics.jsonl``."""
+    return read_json_lines(workdir / METRICS_FILE)
 
 
 def seconds_per_step(lines: Iterable[Mapping[str, Any]], batch_size: int) -> float | None:

@@ -1,6 +1,7 @@
 """What a run is made of, built from its configuration: shared by training and evaluation."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clip_lite_jax.checkpoints import Checkpoints, Meta
+from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
 from clip_lite_jax.data.sources import (
     BadExamples,
@@ -22,10 +23,13 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
 from clip_lite_jax.evaluators.retrieval import build_retrieval
+from clip_lite_jax.files import write_atomic
 from clip_lite_jax.models import Model, build_model
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import TrainState, init_state
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -63,14 +67,17 @@ class Run:
         )
 
     def evaluators(self, stage: str) -> dict[str, Evaluator]:
-        """The evaluators of a stage, ``validation`` or ``test``, whose split has examples."""
+        """The evaluators of a stage, ``validation`` or ``test``.
+
+        One whose split has no two usable examples is left out, and the log says so.
+        """
         settings = self.config.eval
         evaluators: dict[str, Evaluator] = {}
         split = (
             settings.information_split if stage == "validation" else settings.information_test_split
         )
-        if len(self.sources.get(split, ())) > 1:
-            evaluators["information"] = Information(
+        if split in self.sources:
+            information = Information(
                 self.sources[split],
                 self.tokenizer,
                 self.config.data.image_size,
@@ -79,8 +86,19 @@ class Run:
                 settings.max_information_pairs,
                 self.bad,
             )
+            if len(information.pairs.examples) > 1:
+                evaluators["information"] = information
         retrieval = build_retrieval(self.config, self.sources, self.tokenizer, self.bad, stage)
-        return evaluators | {f"retrieval/{name}": gallery for name, gallery in retrieval.items()}
+        evaluators |= {f"retrieval/{name}": gallery for name, gallery in retrieval.items()}
+        configured = [f"retrieval/{gallery.name}" for gallery in settings.retrieval]
+        if missing := [n for n in ["information", *configured] if n not in evaluators]:
+            log.warning(
+                "not evaluated on %s data: %s; the split has no two usable examples (splits: %s)",
+                stage,
+                ", ".join(missing),
+                ", ".join(f"{name} {len(source)}" for name, source in self.sources.items()),
+            )
+        return evaluators
 
 
 def build_run(config: Config, workdir: Path) -> Run:
@@ -91,24 +109,28 @@ def build_run(config: Config, workdir: Path) -> Run:
       DataError: data that cannot be used.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    _check_same_config(config, workdir)
+    stored = workdir / TOKENIZER_FILE
+    if has_checkpoint(workdir):
+        _check_same_config(config, workdir)
+    else:  # nothing was learned yet: what an earlier attempt left does not bind this one
+        stored.unlink(missing_ok=True)
+        (workdir / SKIPPED_FILE).unlink(missing_ok=True)
     bad = BadExamples(workdir / SKIPPED_FILE, config.data.max_bad_share)
     sources = build_sources(config.data, bad)
     train = sources["train"]
     bad.expect(bad.total or len(train))
-    stored = workdir / TOKENIZER_FILE
     tokenizer = load_or_train_tokenizer(
         str(stored) if stored.exists() else config.data.tokenizer,
         captions_of(train),
         config.data.vocab_size,
         config.data.max_tokens,
     )
-    stored.write_bytes(tokenizer.model)
-    (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
+    write_atomic(stored, tokenizer.model)
+    write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(config), indent=2))
     model = build_model(
         config.model, config.data.image_size, tokenizer.vocab_size, config.data.max_tokens
     )
-    meta = Meta(config, tokenizer.model, fingerprint(train))
+    meta = Meta(config, tokenizer.model, fingerprint(sources))
     return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)
 
 
@@ -118,20 +140,23 @@ def restore_or_init(
     """The state of the newest checkpoint, or a fresh one; and the optimizer.
 
     Raises:
-      ConfigError: the checkpoint was made on other training data.
+      ConfigError: the checkpoint was made on other data.
     """
     state, optimizer = run.init_state()
     step = checkpoints.latest_step()
     if step is None:
         return state, optimizer
-    stored = checkpoints.meta(step)
+    check_same_data(run, checkpoints.meta(step))
+    return checkpoints.restore(step, state), optimizer
+
+
+def check_same_data(run: Run, stored: Meta) -> None:
+    """Raises `ConfigError` where a checkpoint was made on other data than the run's."""
     if stored.data_fingerprint != run.meta.data_fingerprint:
         raise ConfigError(
-            f"{run.workdir} holds a run on other training data (fingerprint "
-            f"{stored.data_fingerprint}, now {run.meta.data_fingerprint}): restore the data or use "
-            "another --workdir"
+            f"{run.workdir} holds a run on other data (fingerprint {stored.data_fingerprint}, now "
+            f"{run.meta.data_fingerprint}): restore the data or use another --workdir"
         )
-    return checkpoints.restore(step, state), optimizer
 
 
 def _check_same_config(config: Config, workdir: Path) -> None:

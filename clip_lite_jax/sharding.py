@@ -39,10 +39,3 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Global arrays ``[B, ...]`` from this process's contiguous rows ``[B / processes, ...]``."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
-def put_replicated(mesh: Mesh, tree: Any) -> Any:
-    """The same host values on every device."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree
-    )

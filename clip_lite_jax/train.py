@@ -119,7 +119,8 @@ class PendingMetrics:
         """
         for step, metrics, batch in self.waiting:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+            watched = ("loss", "gradient_norm", "parameter_norm")
+            if not all(math.isfinite(values[name]) for name in watched):
                 self._stop(step, values, batch)
             if step % self.every == 0:
                 values["learning_rate"] = float(self.schedule(step - 1))
@@ -133,9 +134,10 @@ class PendingMetrics:
         last_good = "none" if good is None else f"step {good}"
         ids = [self.source.metadata(int(index)).id for index in batch.index]
         raise NonFiniteError(
-            f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}. Last "
-            f"good checkpoint: {last_good}. Lower optim.learning_rate or "
-            f"optim.clip_norm; the examples of this step were: {', '.join(ids)}"
+            f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}, "
+            f"parameter norm={values['parameter_norm']}. Last good checkpoint: {last_good}. Start "
+            "again in another --workdir with a lower optim.learning_rate or optim.clip_norm; the "
+            f"examples of this step were: {', '.join(ids)}"
         )
 
 

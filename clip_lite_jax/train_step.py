@@ -75,8 +75,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            # The average of the first steps is a plain mean, so that it never drags the random
-            # initial weights along.
+            # Short at first, so that the average never drags the random initial weights along.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
             ema = optax.incremental_update(params, ema, 1 - decay)
         metrics |= {

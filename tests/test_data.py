@@ -175,6 +175,9 @@ def test_tokenizer_files_are_checked(tmp_path: Path) -> None:
     fake.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="not a SentencePiece model"):
         load_or_train_tokenizer(str(fake), [], 60, 6)
+    many = "".join(chr(0x4E00 + i) for i in range(500))
+    with pytest.raises(DataError, match=r"data.vocab_size=60 is too small .* 500 different"):
+        train_tokenizer([many], 60)
     with pytest.raises(DataError, match="no caption"):
         load_or_train_tokenizer(None, [" "], 60, 6)
 
@@ -245,6 +248,23 @@ def test_split_and_group_columns(tmp_path: Path) -> None:
     assert splits["train"].metadata(0).group == splits["train"].metadata(1).group == "x"
 
 
+def test_an_empty_group_cell_is_no_group(tmp_path: Path) -> None:
+    for name in "abc":
+        draw("ring", "red").save(tmp_path / f"{name}.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption,kind\na.png,ring, x \nb.png,ring,\nc.png,ring\n")
+    config = DataConfig(source=str(table), group_column="kind", held_out=0)
+    source = build_sources(config, BadExamples())["train"]
+    assert [source.metadata(i).group for i in range(3)] == ["x", "b.png", "c.png"]
+
+
+def test_a_stray_quotation_mark_is_said_and_swallows_no_rows(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text('image,caption\na.png,ring\nb.png,"big" dog\nc.png,"small dog"\n')
+    with pytest.raises(DataError, match=r"pairs.csv, after line 2: .* needs quotes around it"):
+        build_sources(DataConfig(source=str(table)), BadExamples())
+
+
 def test_splits_by_hash_are_stable() -> None:
     names = [f"image-{i}" for i in range(2000)]
     splits = [split_of(name, 0.1) for name in names]
@@ -274,6 +294,8 @@ def test_too_many_bad_examples_stop_the_run(tmp_path: Path) -> None:
     bad.add("b", "broken")
     with pytest.raises(DataError, match=r"3 of 10 examples cannot be used .*c: gone"):
         bad.add("c", "gone")
+    with (tmp_path / "skipped.jsonl").open("a") as file:
+        file.write('{"id": "d", "rea')  # the disk was full
     assert len(BadExamples(tmp_path / "skipped.jsonl")) == 3
 
 
@@ -371,8 +393,9 @@ def test_a_batch_larger_than_the_data_is_refused(pairs: Path) -> None:
 
 
 def test_fingerprint_sees_captions_and_order(pairs: Path) -> None:
-    source = build_sources(DataConfig(source=str(pairs)), BadExamples())["train"]
-    again = build_sources(DataConfig(source=str(pairs)), BadExamples())["train"]
-    assert fingerprint(source) == fingerprint(again)
-    again.rows.reverse()  # type: ignore[attr-defined]
-    assert fingerprint(source) != fingerprint(again)
+    sources = build_sources(DataConfig(source=str(pairs)), BadExamples())
+    for split in ("train", "test"):
+        again = build_sources(DataConfig(source=str(pairs)), BadExamples())
+        assert fingerprint(sources) == fingerprint(again)
+        again[split].rows.reverse()  # type: ignore[attr-defined]
+        assert fingerprint(sources) != fingerprint(again)

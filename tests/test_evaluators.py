@@ -13,6 +13,7 @@ from clip_lite_jax.evaluators.information import (
     calibrate,
     calibrated_read_offs,
     certified_bound,
+    infonce_read_offs,
     matched_and_shuffled,
     read_offs,
 )
@@ -161,6 +162,16 @@ def test_calibrated_read_offs_come_from_the_other_half() -> None:
     misled = np.where(fit[:, None], -scores, scores)  # the fit turns right scores upside down
     assert calibrated_read_offs(misled, fit)["calibrated_jsd_lower_bound"] == 0
     assert calibrated_read_offs(scores, np.arange(40) < 1) == {}
+
+
+def test_infonce_by_hand_and_its_ceiling() -> None:
+    scores = np.array([[2.0, 0.0], [1.0, 1.0]])
+    rows = [math.log(1 + math.exp(-2)), math.log(2)]
+    columns = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(-1))]
+    offs = infonce_read_offs(scores)
+    assert offs["infonce_loss"] == pytest.approx(np.mean(rows + columns))
+    assert infonce_read_offs(1e4 * np.eye(8))["infonce_lower_bound"] == pytest.approx(math.log(8))
+    assert infonce_read_offs(np.zeros((8, 8)))["infonce_lower_bound"] == pytest.approx(0)
 
 
 def test_certified_bound_values() -> None:

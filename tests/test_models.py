@@ -112,9 +112,23 @@ def test_temperature_comes_back_from_its_clamp() -> None:
             ModelConfig(text=EncoderConfig(name="transformer", options={"depth": 3})),
             "model.text.options.depth: transformer takes dropout, heads, layers, width",
         ),
+        (
+            ModelConfig(text=EncoderConfig(name="transformer", options={"layers": "two"})),
+            "model.text.options.layers='two': Input should be a valid integer",
+        ),
         (ModelConfig(dtype="float64"), "JAX_ENABLE_X64"),
     ],
 )
 def test_unknown_choices_list_the_valid_ones(config: ModelConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(config, 16, 40, 8)
+
+
+def test_sizes_of_the_convnet_are_checked() -> None:
+    uneven = ModelConfig(image=EncoderConfig(name="convnet", options={"widths": [8, 16]}))
+    for config, size, message in [
+        (uneven, 32, r"2 widths \(8, 16\) need as many depths"),
+        (ModelConfig(), 12, "data.image_size=12 leaves no pixel for 3 stages: use 16 or more"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            jax.eval_shape(build_model(config, size, 40, 8).init, jax.random.key(0))

@@ -16,7 +16,7 @@ from conftest import draw, tiny_config, write_pairs
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, OptimConfig, to_dict
-from clip_lite_jax.errors import ConfigError, NonFiniteError
+from clip_lite_jax.errors import ConfigError, DataError, NonFiniteError
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.metrics import read_metrics
 from clip_lite_jax.run import build_run, restore_or_init
@@ -185,11 +185,39 @@ def test_a_changed_configuration_is_refused_with_both_values(pairs: Path, tmp_pa
     train(replace(config, log=replace(config.log, every=5)), tmp_path)  # harmless
 
 
+def test_a_workdir_without_a_checkpoint_binds_nobody(tmp_path: Path) -> None:
+    table = write_pairs(tmp_path / "data")
+    config, workdir = tiny_config(table, steps=2), tmp_path / "run"
+    good = table.read_text()
+    table.write_text(good.replace(".png", ".gif"))
+    with pytest.raises(DataError, match="no such file"):
+        train(config, workdir)
+    table.write_text(good)
+    with pytest.raises(DataError, match="batch_size=512 is more than"):
+        train(replace(config, batch_size=512), workdir)
+    run = train(config, workdir)
+    assert len(run.bad) == 0
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
+
+
+def test_splits_without_two_usable_examples_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = write_pairs(tmp_path / "data")
+    rows = table.read_text().splitlines()
+    held_out = [f"{row},test" if row.startswith("red_ring") else f"{row},train" for row in rows[1:]]
+    table.write_text("\n".join([rows[0] + ",part", *held_out]))
+    config = tiny_config(table, steps=2)
+    config = replace(config, data=replace(config.data, split_column="part"))
+    assert evaluate(train(config, tmp_path / "run"))["test"] == {}
+    assert "not evaluated on test data: information, retrieval/held_out" in caplog.text
+
+
 def test_changed_data_is_refused(tmp_path: Path) -> None:
     table = write_pairs(tmp_path / "data")
     config = tiny_config(table, steps=2)
     train(config, tmp_path / "run")
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines, "red_ring.png,another caption"]))
-    with pytest.raises(ConfigError, match="other training data"):
+    with pytest.raises(ConfigError, match="a run on other data"):
         train(config, tmp_path / "run")

@@ -76,7 +76,7 @@ def test_it_logs_what_a_person_watches() -> None:
     assert all(changed)
 
 
-def test_the_average_starts_as_a_plain_mean() -> None:
+def test_the_average_is_short_at_first() -> None:
     step, state, _, batch = build(1, ema_decay=0.999)
     expected: Any = jax.device_get(state.params)
     for number in range(3):

@@ -32,10 +32,11 @@ from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
 from clip_lite_jax.evaluators.retrieval import Retrieval
+from clip_lite_jax.files import read_json_lines, write_atomic
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics, seconds_per_step
 from clip_lite_jax.provenance import provenance
-from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run
+from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run, check_same_data
 
 REPORT_FILE = "report.html"
 SKIPPED_SHOWN = 20
@@ -70,7 +71,7 @@ def write_report(workdir: Path) -> Path:
     html = _environment().get_template("report.html.j2").render(context)
     path = workdir / REPORT_FILE
     if run.is_writer:
-        path.write_text(html, encoding="utf-8")
+        write_atomic(path, html)
     return path
 
 
@@ -79,12 +80,13 @@ def _open_run(workdir: Path) -> tuple[Run, int]:
     file = workdir / CONFIG_FILE
     if not file.is_file():
         raise CheckpointError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it")
-    checkpoints = Checkpoints.open(workdir)
-    step = checkpoints.latest_step()
-    checkpoints.close()
-    if step is None:
-        raise CheckpointError(f"{workdir} holds no finished checkpoint yet: nothing to report")
-    return build_run(from_dict(json.loads(file.read_text())), workdir), step
+    with Checkpoints.open(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise CheckpointError(f"{workdir} holds no finished checkpoint yet: nothing to report")
+        run = build_run(from_dict(json.loads(file.read_text())), workdir)
+        check_same_data(run, checkpoints.meta(step))
+    return run, step
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,7 @@ def _score_histogram(scores: np.ndarray) -> dict[str, Any]:
 
 
 def _skipped(workdir: Path) -> dict[str, Any]:
-    path = workdir / SKIPPED_FILE
-    items = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    items = list(read_json_lines(workdir / SKIPPED_FILE))
     shown = [(shorten(i["id"], 120), shorten(i["reason"], 200)) for i in items[:SKIPPED_SHOWN]]
     return {"count": len(items), "shown": shown}
 

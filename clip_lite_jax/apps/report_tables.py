@@ -174,7 +174,11 @@ def comparison(config: Config, held_out: Measured) -> dict[str, Any] | None:
             for evaluator, _, metric in parts
         ],
         "rows": [
-            row | {"cells": [over_seeds(row["test"].get(key, ())) for key in columns]}
+            row
+            | {
+                "cells": [over_seeds(row["test"].get(key, ())) for key in columns],
+                "seconds": float(np.median(row["train_seconds"])) if row["train_seconds"] else None,
+            }
             for row in published["rows"]
         ],
         # The published numbers are of the test split: validation numbers do not stand beside them.

@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from typing import Protocol
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.files import read_json_lines
 
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 """Other words for a split that tables use."""
@@ -44,12 +45,14 @@ def captions_of(source: Source) -> Iterator[str]:
         yield from source.metadata(index).captions
 
 
-def fingerprint(source: Source) -> str:
-    """A hash of ids, groups and captions: tells whether a run resumes on the data it began with."""
+def fingerprint(sources: Mapping[str, Source]) -> str:
+    """A hash of the ids, groups and captions of all splits: do the data of a run stay the same?"""
     digest = hashlib.blake2b(digest_size=16)
-    for index in range(len(source)):
-        example = source.metadata(index)
-        digest.update("\x00".join((example.id, example.group, *example.captions, "\n")).encode())
+    for split, source in sorted(sources.items()):
+        for index in range(len(source)):
+            example = source.metadata(index)
+            fields = (split, example.id, example.group, *example.captions, "\n")
+            digest.update("\x00".join(fields).encode())
     return digest.hexdigest()
 
 
@@ -62,8 +65,7 @@ class BadExamples:
         self._lock = threading.Lock()
         self._reasons: dict[str, str] = {}
         if path is not None and path.exists():
-            lines = path.read_text().splitlines()
-            self._reasons = {item["id"]: item["reason"] for item in map(json.loads, lines)}
+            self._reasons = {item["id"]: item["reason"] for item in read_json_lines(path)}
 
     def __len__(self) -> int:
         return len(self._reasons)
@@ -204,7 +206,8 @@ def read_table(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     bad.expect(len(first) + len(bad))
     examples: dict[str, list[Example]] = defaultdict(list)
     for key, row in first.items():
-        group = row[config.group_column] if config.group_column else key
+        # An empty cell is no group: the rows without one do not all show the same thing.
+        group = (row[config.group_column].strip() if config.group_column else "") or key
         stated = row[config.split_column].strip().lower() if config.split_column else ""
         split = SPLIT_NAMES.get(stated, stated)
         if split not in ("train", "validation", "test", ""):
@@ -241,20 +244,30 @@ def _table_rows(path: Path, config: DataConfig) -> list[tuple[int, dict[str, str
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     needed = [config.image_column, *config.caption_columns]
     needed += [c for c in (config.group_column, config.split_column) if c]
+    line = 1
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, restval="")
+            reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
             for column in needed:
                 if column not in (reader.fieldnames or ()):
                     raise DataError(
                         f"{path}: no column {column!r}; it has {', '.join(reader.fieldnames or ())}"
                         ". Name yours with data.image_column and data.caption_columns"
                     )
-            return [(reader.line_num, row) for row in reader]
+            rows = []
+            for row in reader:
+                line = reader.line_num
+                rows.append((line, row))
+            return rows
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, after line {line}: {error}; a caption that holds a quotation mark needs "
+            'quotes around it, and the mark twice: "the ""big"" dog"'
+        ) from error
+    except OSError as error:
         raise DataError(f"data.source={path}: {error}") from error
 
 

@@ -49,14 +49,26 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> bytes:
     Source: arXiv 1808.06226; unigram segmentation, arXiv 1804.10959.
 
     Raises:
-      DataError: no caption to train on.
+      DataError: no caption to train on, or more characters than `vocab_size`.
     """
     usable = [c for c in captions if c.strip() and len(c.encode()) <= MAX_CAPTION_BYTES]
     if not usable:
         raise DataError("no caption to train a tokenizer on")
     model = io.BytesIO()
+    try:
+        _train(usable, model, vocab_size)
+    except RuntimeError as error:
+        characters = len(set("".join(usable)))
+        raise DataError(
+            f"data.vocab_size={vocab_size} is too small for captions with {characters} different "
+            f"characters, each of which is a piece: raise it, to {4 * characters} say ({error})"
+        ) from error
+    return model.getvalue()
+
+
+def _train(captions: Iterable[str], model: io.BytesIO, vocab_size: int) -> None:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(usable),
+        sentence_iterator=iter(captions),
         model_writer=model,
         vocab_size=vocab_size,
         hard_vocab_limit=False,  # few captions make fewer pieces, which is not an error
@@ -71,7 +83,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> bytes:
         num_threads=1,  # the result depends on the number of threads
         minloglevel=2,
     )
-    return model.getvalue()
 
 
 def load_or_train_tokenizer(

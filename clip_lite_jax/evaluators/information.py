@@ -47,12 +47,29 @@ class Information:
     def run(self, fns: EncodeFns) -> dict[str, float]:
         scores = self.pairs.scores(fns)
         fit = np.array([stable_hash(example.group) % 2 == 0 for example in self.pairs.examples])
-        return read_offs(*matched_and_shuffled(scores)) | calibrated_read_offs(scores, fit)
+        return (
+            read_offs(*matched_and_shuffled(scores))
+            | infonce_read_offs(scores)
+            | calibrated_read_offs(scores, fit)
+        )
 
 
 def matched_and_shuffled(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores ``[N, N]`` of N pairs → of the pairs ``[N]``, and of all others ``[N (N - 1)]``."""
     return np.diagonal(scores), scores[~np.eye(len(scores), dtype=bool)]
+
+
+def infonce_read_offs(scores: np.ndarray) -> dict[str, float]:
+    """InfoNCE of scores ``[N, N]``, each row and column a choice among N; in nats.
+
+    The lower bound, log N minus the loss, holds in expectation for any critic and never exceeds
+    log N (CPC, arXiv 1807.03748, eq. 5).
+    """
+    scores = scores.astype(np.float64)
+    own = np.diagonal(scores)
+    losses = [np.logaddexp.reduce(scores, axis=axis) - own for axis in (0, 1)]
+    loss = float(np.mean(losses))
+    return {"infonce_loss": loss, "infonce_lower_bound": math.log(len(scores)) - loss}
 
 
 def calibrated_read_offs(scores: np.ndarray, fit: np.ndarray) -> dict[str, float]:
@@ -91,8 +108,9 @@ def calibrate(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]
 def read_offs(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
     """Mutual information read off critic scores under P ``[N]`` and Q ``[M]``, in nats.
 
-    Only names that say ``lower_bound`` are lower bounds, in expectation, whatever the critic:
-    ``jsd_lower_bound`` (`certified_bound`) and ``nwj_lower_bound``, NWJ at T + 1 (arXiv 0809.0853).
+    Only names that say ``lower_bound`` are lower bounds, whatever the critic: ``nwj_lower_bound``,
+    NWJ at T + 1 (arXiv 0809.0853), in expectation, and ``jsd_lower_bound`` (`certified_bound`) for
+    the expected loss.  Read off few pairs, either can come out above the information by chance.
     ``score_positive`` estimates the information at the optimum T = log r and bounds nothing.
     """
     positive, negative = positive.astype(np.float64), negative.astype(np.float64)
@@ -121,7 +139,8 @@ def certified_bound(jsd_loss: float) -> float:
     With D = log 2 - loss / 2, which never exceeds JSD(P || Q), the information is at least log c,
     where D = log 2 - log(1 + 1/c) / 2 - log(1 + c) / (2 c): among all density ratios with that
     divergence the one that takes only the values 0 and c has the least information.  The map is
-    convex; apply it to a mean loss, not to batches.
+    convex and never below 0, so the noise of a finite sample raises its mean: apply it to the mean
+    loss of many pairs, not to batches.
     """
     divergence = math.log(2) - jsd_loss / 2
     if divergence <= 0:

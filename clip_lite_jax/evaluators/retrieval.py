@@ -1,7 +1,6 @@
 """Cross-modal retrieval: text → image and image → text on one gallery."""
 
 import hashlib
-from collections import defaultdict
 
 import numpy as np
 
@@ -35,7 +34,8 @@ class Retrieval:
         self.examples, self.images = load_images(source, chosen, image_size, bad)
         captions = [caption_ops.choose(e.captions, config.captions) for e in self.examples]
         self.captions = [text for texts in captions for text in texts]
-        self.owner = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
+        counts = np.array([len(texts) for texts in captions], int)
+        self.owner = np.repeat(np.arange(len(captions)), counts)
         self.tokenizer, self.batch_size = tokenizer, batch_size
 
     def run(self, fns: EncodeFns) -> dict[str, float]:
@@ -111,17 +111,11 @@ def build_retrieval(
     bad: BadExamples,
     stage: str,
 ) -> dict[str, Retrieval]:
-    """The configured galleries of a stage (``validation`` or ``test``) whose split has examples."""
-    galleries = defaultdict(str, {r.name: getattr(r, stage) for r in config.eval.retrieval})
-    return {
-        r.name: Retrieval(
-            r,
-            sources[galleries[r.name]],
-            tokenizer,
-            config.data.image_size,
-            config.eval.batch_size,
-            bad,
-        )
-        for r in config.eval.retrieval
-        if len(sources.get(galleries[r.name], ())) > 1
+    """The galleries of a stage (``validation`` or ``test``) that have two usable examples."""
+    size, batch_size = config.data.image_size, config.eval.batch_size
+    galleries = {
+        gallery.name: Retrieval(gallery, sources[split], tokenizer, size, batch_size, bad)
+        for gallery in config.eval.retrieval
+        if (split := getattr(gallery, stage)) in sources
     }
+    return {name: gallery for name, gallery in galleries.items() if len(gallery.examples) > 1}

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from clip_lite_jax.errors import ConfigError
+
 
 class ResidualBlock(nn.Module):
     """``x + conv3x3(gelu(conv3x3(norm(x))))``; the last convolution starts at zero."""
@@ -42,7 +44,22 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """``[B, H, W, 3]`` normalised images → ``[B, widths[-1]]`` features."""
+        """``[B, H, W, 3]`` normalised images → ``[B, widths[-1]]`` features.
+
+        Raises:
+          ConfigError: as many widths as depths are needed, and images of a pixel at the last stage.
+        """
+        if len(self.widths) != len(self.depths):
+            raise ConfigError(
+                f"model.image.options: {len(self.widths)} widths {tuple(self.widths)} need as many "
+                f"depths, not {tuple(self.depths)}"
+            )
+        smallest = self.patch * 2 ** (len(self.widths) - 1)
+        if min(images.shape[1:3]) < smallest:
+            raise ConfigError(
+                f"data.image_size={min(images.shape[1:3])} leaves no pixel for {len(self.widths)} "
+                f"stages: use {smallest} or more, or fewer widths in model.image.options"
+            )
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = images
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import pydantic
 from jax import Array
 
 from clip_lite_jax.config import ModelConfig, Options
@@ -163,9 +164,15 @@ def _build(
         raise ConfigError(f"{field}.name={name!r}: choose one of {', '.join(sorted(known))}")
     module = known[name](**fixed)
     valid = set(module.__dataclass_fields__) - set(fixed) - {"parent", "name"}
-    for option in options:
+    types = get_type_hints(known[name])
+    values: dict[str, Any] = {}
+    for option, value in options.items():
         if option not in valid:
             raise ConfigError(f"{field}.options.{option}: {name} takes {', '.join(sorted(valid))}")
-    hashable: dict[str, Any]
-    hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    return module.clone(**hashable)
+        try:
+            checked = pydantic.TypeAdapter(types[option]).validate_python(value)
+        except pydantic.ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"]
+            raise ConfigError(f"{field}.options.{option}={value!r}: {problem}") from error
+        values[option] = tuple(checked) if isinstance(checked, list) else checked
+    return module.clone(**values)

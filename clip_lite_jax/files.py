@@ -1,0 +1,26 @@
+"""The small files of a run: written whole or not at all, read without the line a kill cut short."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file, none where there is no file; one cut short is left out."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes the whole file under another name and renames it; an equal file is left alone."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == data:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
