@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.objectives import OBJECTIVES, Scores, build_objective
+from clip_lite_jax.objectives import OBJECTIVES, OPTIMAL_CRITIC, Scores, build_objective
 
 
 def make_scores(sides: int, k: int, seed: int = 0) -> Scores:
     rng = np.random.default_rng(seed)
+    pair_valid = np.array([1, 1, 0, 1, 1, 1], bool)
     return Scores(
         positive=rng.normal(size=6) * 3,
         negative=rng.normal(size=(sides, 6, k)) * 3,
-        valid=rng.random((sides, 6, k)) < 0.7,
+        valid=(rng.random((sides, 6, k)) < 0.7) & pair_valid[:, None],
         log_weight=rng.normal(size=(sides, 6, k)) * 0.1,
-        positive_valid=np.array([1, 1, 0, 1, 1, 1], bool),
+        positive_valid=pair_valid,
     )
 
 
@@ -56,11 +57,46 @@ def infonce_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
     return loss, d_positive, d_negative
 
 
-CLOSED_FORMS = {"jsd": jsd_closed_form, "infonce": infonce_closed_form}
+def nwj_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
+    weight = np.exp(s.log_weight) * s.valid / s.valid.sum()
+    pairs = s.positive_valid / s.positive_valid.sum()
+    d_negative = weight * np.exp(s.negative - 1)
+    return d_negative.sum() - (pairs * s.positive).sum(), -pairs, d_negative
+
+
+def sigmoid_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
+    sides = s.negative.shape[0]
+    n_p = s.positive_valid.sum()
+    # The negatives of a pair that is not valid are not valid either: `negatives` sees to it.
+    weight = np.exp(s.log_weight) * s.valid * s.positive_valid[:, None] / (sides * n_p)
+    loss = (softplus(-s.positive) * s.positive_valid).sum() / n_p
+    loss += (weight * softplus(s.negative)).sum()
+    return (
+        loss,
+        -sigmoid(-s.positive) * s.positive_valid / n_p,
+        weight * sigmoid(s.negative),
+    )
+
+
+def smile_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
+    """The value of the clipped estimate, the gradient of the Jensen–Shannon bound."""
+    _, d_positive, d_negative = jsd_closed_form(s)
+    clipped = np.exp(np.clip(s.negative, -5, 5) + s.log_weight)
+    estimate = s.positive[s.positive_valid].mean() - np.log(clipped[s.valid].mean())
+    return -estimate, d_positive, d_negative
+
+
+CLOSED_FORMS = {
+    "infonce": infonce_closed_form,
+    "jsd": jsd_closed_form,
+    "nwj": nwj_closed_form,
+    "sigmoid": sigmoid_closed_form,
+    "smile": smile_closed_form,
+}
 
 
 def test_every_objective_has_a_closed_form() -> None:
-    assert CLOSED_FORMS.keys() == OBJECTIVES.keys()
+    assert CLOSED_FORMS.keys() == OBJECTIVES.keys() == OPTIMAL_CRITIC.keys()
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
@@ -86,7 +122,8 @@ def test_extreme_and_masked_scores_stay_finite(name: str) -> None:
     # A slot that is masked may hold anything, also what a broken example produced.
     scores = scores.replace(
         positive=np.where(scores.positive_valid, [1e4, -1e4, 0, 1, 2, 3], np.nan),
-        negative=np.where(scores.valid, 1e4, np.nan),
+        # Only where the loss itself is an exponential may a huge score overflow.
+        negative=np.where(scores.valid, 50.0 if name == "nwj" else 1e4, np.nan),
     )
     objective = build_objective(name)
     value, grad = jax.value_and_grad(lambda p: objective(scores.replace(positive=p))[0])(
@@ -130,3 +167,29 @@ def test_unknown_names_list_the_valid_ones() -> None:
         build_objective("jds")
     with pytest.raises(ConfigError, match="jsd takes none"):
         build_objective("jsd", tau=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimum"),
+    [("jsd", 0.0), ("smile", 0.0), ("nwj", 1.0), ("sigmoid", -np.log(3))],
+)
+def test_the_best_critic_is_as_stated(name: str, optimum: float) -> None:
+    """On a finite joint distribution the expected gradient of every score vanishes there."""
+    joint = np.random.default_rng(0).random((4, 4)) + 3 * np.eye(4)
+    joint /= joint.sum()
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    objective, k = build_objective(name), 3
+
+    def one_pair(positive: jax.Array, negative: jax.Array) -> jax.Array:
+        shape = (1, 1, k)
+        scores = (positive[None], jnp.full(shape, negative), jnp.ones(shape, bool))
+        return objective(Scores(*scores, log_weight=jnp.zeros(shape)))[0]
+
+    def expected_gradient(t: np.ndarray) -> np.ndarray:
+        pull, push = jax.vmap(jax.grad(one_pair, (0, 1)))(t.ravel(), t.ravel())
+        return joint.ravel() * pull + independent.ravel() * push
+
+    with jax.enable_x64(True):
+        best = np.log(joint / independent) + optimum
+        np.testing.assert_allclose(expected_gradient(best), 0, atol=1e-12)
+        assert np.all(expected_gradient(best + 0.1) > 1e-6)

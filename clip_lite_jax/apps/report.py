@@ -35,6 +35,7 @@ from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.files import read_json_lines, write_atomic
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics, seconds_per_step
+from clip_lite_jax.objectives import OPTIMAL_CRITIC
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run, check_same_data
 
@@ -62,6 +63,7 @@ def write_report(workdir: Path) -> Path:
         "provenance": results["provenance"] if results else provenance(),
         "directions": directions(held_out.numbers),
         "information": information(held_out.numbers),
+        "optimum": OPTIMAL_CRITIC[config.objective.name],
         "comparison": comparison(config, held_out),
         "plots": curves(lines, config.objective.name, config.negatives.name == "hard"),
         "examples": _examples(run, held_out.stage),

@@ -12,17 +12,29 @@ from typing import Any
 from jax import Array
 
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.objectives.bounds import infonce, jsd
+from clip_lite_jax.objectives.bounds import infonce, jsd, nwj, sigmoid, smile
 from clip_lite_jax.objectives.scores import Scores, masked_mean
 
-__all__ = ["OBJECTIVES", "Objective", "Scores", "build_objective", "masked_mean"]
+__all__ = ["OBJECTIVES", "OPTIMAL_CRITIC", "Objective", "Scores", "build_objective", "masked_mean"]
 
 Objective = Callable[[Scores], tuple[Array, dict[str, Array]]]
 
 OBJECTIVES: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {
     "infonce": infonce,
     "jsd": jsd,
+    "nwj": nwj,
+    "sigmoid": sigmoid,
+    "smile": smile,
 }
+
+OPTIMAL_CRITIC = {
+    "infonce": "log r plus a constant",
+    "jsd": "log r",
+    "nwj": "1 + log r",
+    "sigmoid": "log r minus the log of the negatives per pair",
+    "smile": "log r",
+}
+"""The T that each objective has its optimum at with plain negatives, r = dP/dQ."""
 
 
 def build_objective(name: str, **params: Any) -> Objective:
