@@ -14,6 +14,7 @@ from clip_lite_jax.evaluators.information import (
     calibrated_read_offs,
     certified_bound,
     infonce_read_offs,
+    intervals,
     matched_and_shuffled,
     read_offs,
 )
@@ -155,13 +156,15 @@ def test_calibration_undoes_scale_and_shift(scale: float, shift: float) -> None:
 
 def test_calibrated_read_offs_come_from_the_other_half() -> None:
     scores = np.random.default_rng(0).normal(size=(40, 40)) + 9 * np.eye(40) - 5
-    fit = np.arange(40) < 20
-    offs = calibrated_read_offs(scores, fit)
+    groups, fit = np.arange(40), np.arange(40) < 20
+    offs = calibrated_read_offs(scores, groups, fit)
+    low, high = offs["calibrated_jsd_loss_low"], offs["calibrated_jsd_loss_high"]
+    assert low < offs["calibrated_jsd_loss"] < high
     assert offs["calibrated_pairs"] == 20
     assert offs["calibrated_jsd_loss"] < read_offs(*matched_and_shuffled(scores))["jsd_loss"]
     misled = np.where(fit[:, None], -scores, scores)  # the fit turns right scores upside down
-    assert calibrated_read_offs(misled, fit)["calibrated_jsd_lower_bound"] == 0
-    assert calibrated_read_offs(scores, np.arange(40) < 1) == {}
+    assert calibrated_read_offs(misled, groups, fit)["calibrated_jsd_lower_bound"] == 0
+    assert calibrated_read_offs(scores, groups, groups < 1) == {}
 
 
 def test_infonce_by_hand_and_its_ceiling() -> None:
@@ -172,6 +175,37 @@ def test_infonce_by_hand_and_its_ceiling() -> None:
     assert offs["infonce_loss"] == pytest.approx(np.mean(rows + columns))
     assert infonce_read_offs(1e4 * np.eye(8))["infonce_lower_bound"] == pytest.approx(math.log(8))
     assert infonce_read_offs(np.zeros((8, 8)))["infonce_lower_bound"] == pytest.approx(0)
+
+
+def test_intervals_equal_a_bootstrap_by_hand() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(12, 12)) + 3 * np.eye(12)
+    groups = np.array([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 7])
+    found = intervals(scores, groups, resamples=200, seed=3)
+    draws = np.random.default_rng(3).multinomial(8, np.full(8, 1 / 8), size=200)
+    losses, nwjs = [], []
+    for times in draws:
+        rows = [i for i, g in enumerate(groups) for _ in range(times[g])]
+        positive = scores[rows, rows]
+        negative = np.array([scores[i, j] for i in rows for j in rows if i != j])
+        offs = read_offs(positive, negative)
+        losses.append(offs["jsd_loss"])
+        nwjs.append(offs["nwj_lower_bound"])
+    for name, values in (("jsd_loss", losses), ("nwj_lower_bound", nwjs)):
+        ends = [found[f"{name}_{end}"] for end in ("low", "high")]
+        np.testing.assert_allclose(ends, np.quantile(values, (0.025, 0.975)))
+    assert found["jsd_lower_bound_low"] == certified_bound(found["jsd_loss_high"])
+
+
+def test_intervals_cover_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        thing = np.repeat(np.arange(60), 3)  # three drawings of each; as if independent: 0.74
+        scores = np.diag(1 + rng.normal(size=60)[thing])
+        found = intervals(scores, thing, resamples=300)
+        covered.append(found["score_positive_low"] <= 1 <= found["score_positive_high"])
+    assert 0.9 < np.mean(covered) < 0.98
 
 
 def test_certified_bound_values() -> None:
