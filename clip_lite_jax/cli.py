@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for chatty in ("absl", "jax"):  # jax tells at every start which accelerators there are not
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         if rest and known.command not in ("train", "config"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")

@@ -1,5 +1,6 @@
 """The comparison of objectives: every run once, a table for reports and one for the docs."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from conftest import tiny_config
 
 from benchmarks import compare as benchmark
+from clip_lite_jax.apps.report_tables import COMPARE_FILE
 from clip_lite_jax.config import Config
 from clip_lite_jax.errors import ConfigError
 
@@ -45,3 +47,8 @@ def test_markdown_has_means_deviations_and_chance() -> None:
         "| JSD | 11 s | 0.300 ± 0.141 |",
         "| chance |  | 0.100 |",
     ]
+
+
+def test_the_docs_show_the_published_table() -> None:
+    docs = Path(__file__).parent.parent / "docs" / "results.md"
+    assert benchmark.markdown(json.loads(COMPARE_FILE.read_text())) in docs.read_text()
