@@ -21,7 +21,7 @@ from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.apps.report_gallery import build_gallery, picture_uri, shorten
 from clip_lite_jax.apps.report_plots import BINS, _binned, curves
-from clip_lite_jax.apps.report_tables import Recall, categories, number, percent
+from clip_lite_jax.apps.report_tables import Recall, categories, number, percent, terminal_table
 from clip_lite_jax.config import Config, load_config, parse_overrides
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.errors import CheckpointError
@@ -401,3 +401,16 @@ def test_confidence_interval_and_formats() -> None:
         "0.0\u202f%", "0.25\u202f%", "6.6\u202f%", "100.0\u202f%",
     ]  # fmt: skip
     assert [number(x) for x in (-1.5, -1e-9, float("-inf"))] == ["−1.500", "0.000", "−∞"]
+
+
+def test_the_terminal_shows_each_gallery_beside_chance() -> None:
+    shares = {f"{way}_r{k}": 0.25 for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
+    chances = {f"{name}_chance": 0.05 for name in shares}
+    medians = {"text_to_image_median_rank": 3.0, "image_to_text_median_rank": 3.0}
+    values = {"images": 200, "captions": 400, **shares, **chances, **medians}
+    assert terminal_table({"retrieval/unseen_things": values}).splitlines() == [
+        "held-out retrieval  direction      R@10  chance  ratio    N",
+        "unseen things       text → image  0.250   0.050  5.0 ×  200",
+        "unseen things       image → text  0.250   0.050  5.0 ×  400",
+    ]
+    assert terminal_table({}) == ""

@@ -130,7 +130,9 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
         if calibrated is not None:
             axes.plot(*calibrated, "D", color=theme.ink, markersize=5, label="calibrated", zorder=3)
         if jsd:
-            _chance(axes, CHANCE_LOSS, theme, "2 log 2" if calibrated else "chance, 2 log 2")
+            # Four entries need a short one to fit above the axes.
+            label = "chance, 2 log 2" if calibrated is None else "2 log 2"
+            _chance(axes, CHANCE_LOSS, theme, label)
 
     alt = f"Training loss over steps: {_from_to(training.mean)}."
     if held_out is not None:
