@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.objectives import OBJECTIVES, OPTIMAL_CRITIC, Scores, build_objective
+from clip_lite_jax.objectives import (
+    OBJECTIVES,
+    OPTIMAL_CRITIC,
+    STREAMED,
+    Scores,
+    Totals,
+    build_objective,
+)
+from clip_lite_jax.objectives.bounds import reduce_rows
 
 
 def make_scores(sides: int, k: int, seed: int = 0) -> Scores:
@@ -86,7 +94,15 @@ def smile_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
     return -estimate, d_positive, d_negative
 
 
+def dv_closed_form(s: Scores) -> tuple[float, np.ndarray, np.ndarray]:
+    pairs = s.positive_valid / s.positive_valid.sum()
+    weighted = np.exp(s.negative + s.log_weight) * s.valid
+    loss = np.log(weighted.sum() / s.valid.sum()) - (pairs * s.positive).sum()
+    return loss, -pairs, weighted / weighted.sum()
+
+
 CLOSED_FORMS = {
+    "dv": dv_closed_form,
     "infonce": infonce_closed_form,
     "jsd": jsd_closed_form,
     "nwj": nwj_closed_form,
@@ -123,7 +139,7 @@ def test_extreme_and_masked_scores_stay_finite(name: str) -> None:
     scores = scores.replace(
         positive=np.where(scores.positive_valid, [1e4, -1e4, 0, 1, 2, 3], np.nan),
         # Only where the loss itself is an exponential may a huge score overflow.
-        negative=np.where(scores.valid, 50.0 if name == "nwj" else 1e4, np.nan),
+        negative=np.where(scores.valid, 50.0 if name in ("nwj", "dv") else 1e4, np.nan),
     )
     objective = build_objective(name)
     value, grad = jax.value_and_grad(lambda p: objective(scores.replace(positive=p))[0])(
@@ -140,6 +156,71 @@ def test_no_valid_negative_at_all(name: str) -> None:
     value, metrics = build_objective(name)(scores)
     assert np.isfinite(value)
     assert metrics["valid_negatives"] == 0
+
+
+def test_dv_divides_its_gradient_by_the_moving_average() -> None:
+    """MINE's correction: the batch's own normaliser is replaced by one over the steps."""
+    scores, decay, before = make_scores(2, 3), 0.9, 0.4
+    value, _, weights = dv_closed_form(scores)
+    mean_exp = (np.exp(scores.negative + scores.log_weight) * scores.valid).sum()
+    mean_exp /= scores.valid.sum()
+    after = decay * np.exp(before) + (1 - decay) * mean_exp
+
+    def loss(negative: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        given = scores.replace(negative=negative, log_normalizer=jnp.asarray(before))
+        return build_objective("dv", decay=decay)(given)
+
+    with jax.enable_x64(True):
+        (got, metrics), grad = jax.value_and_grad(loss, has_aux=True)(scores.negative)
+        fresh = scores.replace(log_normalizer=jnp.asarray(-np.inf))
+        _, first = build_objective("dv")(fresh)
+    np.testing.assert_allclose(got, value, rtol=1e-12)
+    np.testing.assert_allclose(metrics["dv_log_normalizer"], np.log(after), rtol=1e-12)
+    np.testing.assert_allclose(grad, weights * mean_exp / after, rtol=1e-12)
+    np.testing.assert_allclose(first["dv_log_normalizer"], np.log(mean_exp), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_negative_that_stands_for_many_counts_as_many(name: str) -> None:
+    """One negative that stands for three is the same as that negative three times."""
+    once = make_scores(2, 1)
+    repeat = {f: np.repeat(getattr(once, f), 3, -1) for f in ("negative", "valid", "log_weight")}
+    thrice = once.replace(**repeat)
+    objective = build_objective(name)
+    with jax.enable_x64(True):
+        got, metrics = objective(once.replace(stands_for=np.full((2, 6), 3.0)))
+        expected, expected_metrics = objective(thrice)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(value, expected_metrics[key], rtol=1e-12, err_msg=key)
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_losses_of_the_parts_add_up(name: str) -> None:
+    """With the counts of the whole batch, as gradient accumulation uses them."""
+    whole = make_scores(2, 4)
+    totals = Totals(whole.positive_valid.sum(), whole.valid.sum(), parts=2)
+    objective = build_objective(name)
+
+    def part(rows: slice) -> Scores:
+        fields = {f: getattr(whole, f)[:, rows] for f in ("negative", "valid", "log_weight")}
+        pairs = {f: getattr(whole, f)[rows] for f in ("positive", "positive_valid")}
+        return whole.replace(**fields, **pairs, totals=totals)
+
+    with jax.enable_x64(True):
+        expected, expected_metrics = objective(whole)
+        parts = [objective(part(rows)) for rows in (slice(0, 3), slice(3, 6))]
+        (value, metrics), (other, other_metrics) = parts
+        total = jax.tree.map(jnp.add, metrics, other_metrics)
+        np.testing.assert_allclose(value + other, expected, rtol=1e-12)
+    for key, sum_of_parts in total.items():
+        np.testing.assert_allclose(sum_of_parts, expected_metrics[key], rtol=1e-12, err_msg=key)
+
+
+def test_rows_belong_to_one_bound() -> None:
+    rows = reduce_rows(STREAMED["jsd"], make_scores(1, 2).masked())
+    with pytest.raises(ValueError, match="summed up for jsd, not for nwj"):
+        build_objective("nwj")(rows)
 
 
 def test_ignorant_critic_scores_chance() -> None:

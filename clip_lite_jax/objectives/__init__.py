@@ -12,14 +12,37 @@ from typing import Any
 from jax import Array
 
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.objectives.bounds import infonce, jsd, nwj, sigmoid, smile
-from clip_lite_jax.objectives.scores import Scores, masked_mean
+from clip_lite_jax.objectives.bounds import (
+    INFONCE,
+    JSD,
+    NWJ,
+    SIGMOID,
+    Bound,
+    dv,
+    infonce,
+    jsd,
+    nwj,
+    sigmoid,
+    smile,
+)
+from clip_lite_jax.objectives.scores import RowScores, Scores, Totals
 
-__all__ = ["OBJECTIVES", "OPTIMAL_CRITIC", "Objective", "Scores", "build_objective", "masked_mean"]
+__all__ = [
+    "OBJECTIVES",
+    "OPTIMAL_CRITIC",
+    "STREAMED",
+    "Bound",
+    "Objective",
+    "RowScores",
+    "Scores",
+    "Totals",
+    "build_objective",
+]
 
-Objective = Callable[[Scores], tuple[Array, dict[str, Array]]]
+Objective = Callable[[Scores | RowScores], tuple[Array, dict[str, Array]]]
 
 OBJECTIVES: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {
+    "dv": dv,
     "infonce": infonce,
     "jsd": jsd,
     "nwj": nwj,
@@ -27,7 +50,11 @@ OBJECTIVES: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {
     "smile": smile,
 }
 
+STREAMED: dict[str, Bound] = {bound.name: bound for bound in (INFONCE, JSD, NWJ, SIGMOID)}
+"""Objectives whose negatives can be summed up pair by pair, without the scores of all of them."""
+
 OPTIMAL_CRITIC = {
+    "dv": "log r plus a constant",
     "infonce": "log r plus a constant",
     "jsd": "log r",
     "nwj": "1 + log r",

@@ -2,7 +2,7 @@
 
 P is the joint distribution of pairs, Q the product of its marginals, r = dP/dQ, sp = softplus.
 A bound is declared once, as a `Bound`: what is averaged over P, what over Q, and how.  `loss_of`
-evaluates it over `Scores`.
+evaluates it over `Scores`, or over `RowScores` that a streaming sampler has summed up.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from clip_lite_jax.objectives.scores import Scores, masked_mean
+from clip_lite_jax.objectives.scores import RowScores, Scores
+
+Reduction = Literal["mean", "sum", "logsumexp"]
+Result = tuple[Array, dict[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -25,36 +28,82 @@ class Bound:
     the pair itself included, averaged over both.
     """
 
+    name: str
     positive: Callable[[Array], Array]
     negative: Callable[[Array], Array]
-    reduction: Literal["mean", "sum", "logsumexp"]
+    reduction: Reduction
 
 
-def loss_of(bound: Bound, scores: Scores) -> Array:
-    """The loss [] of a bound over masked scores (`Scores.masked`), in nats."""
-    pairs = jnp.broadcast_to(scores.pair_valid, scores.negative.shape[:2])  # [S, B]
-    positive = masked_mean(bound.positive(scores.positive), scores.pair_valid)
+def _identity(t: Array) -> Array:
+    return t
+
+
+def _minus_softplus_minus(t: Array) -> Array:
+    return -jax.nn.softplus(-t)
+
+
+def _exp_minus_one(t: Array) -> Array:
+    return jnp.exp(t - 1)
+
+
+JSD = Bound("jsd", _minus_softplus_minus, jax.nn.softplus, "mean")
+NWJ = Bound("nwj", _identity, _exp_minus_one, "mean")
+INFONCE = Bound("infonce", _identity, _identity, "logsumexp")
+SIGMOID = Bound("sigmoid", _minus_softplus_minus, jax.nn.softplus, "sum")
+
+
+def reduce_rows(bound: Bound, scores: Scores) -> RowScores:
+    """Sums over the negatives of each pair and side of masked scores (`Scores.masked`)."""
+    times = scores.multiplicity
+    terms = bound.negative(scores.negative)
     if bound.reduction == "logsumexp":
-        terms = jnp.where(
-            scores.valid, bound.negative(scores.negative) + scores.log_weight, -jnp.inf
-        )
-        own = jnp.broadcast_to(bound.negative(scores.positive)[None, :, None], (*pairs.shape, 1))
-        rows = jax.nn.logsumexp(jnp.concatenate([own, terms], axis=-1), axis=-1)  # [S, B]
-        return masked_mean(rows, pairs) - positive
-    weighted = jnp.exp(scores.log_weight) * bound.negative(scores.negative)
+        terms = jnp.where(scores.valid, terms + scores.log_weight + jnp.log(times), -jnp.inf)
+        some = jnp.any(scores.valid, axis=-1, keepdims=True)
+        finite = jax.nn.logsumexp(jnp.where(some, terms, 0.0), axis=-1)
+        reduced = jnp.where(some[..., 0], finite, -jnp.inf)
+    else:
+        weighted = times * jnp.exp(scores.log_weight) * terms
+        reduced = jnp.sum(jnp.where(scores.valid, weighted, 0.0), axis=-1)
+
+    def total(values: Array) -> Array:
+        return lax.stop_gradient(jnp.sum(jnp.where(scores.valid, times * values, 0.0), axis=-1))
+
+    return RowScores(
+        positive=scores.positive,
+        reduced=reduced,
+        count=total(jnp.ones_like(scores.negative)),
+        score_sum=total(scores.negative),
+        rejected=total(scores.negative < 0),
+        outranked=total(scores.negative < scores.positive[:, None]),
+        share_valid=jnp.mean(scores.valid.astype(scores.positive.dtype))
+        / (scores.totals.parts if scores.totals else 1),
+        pair_valid=scores.pair_valid,
+        totals=scores.totals,
+        bound=bound.name,
+    )
+
+
+def loss_of(bound: Bound, rows: RowScores) -> Array:
+    """The loss [] of a bound, in nats.
+
+    Raises:
+      ValueError: the rows were summed up for another bound.
+    """
+    if rows.bound != bound.name:
+        raise ValueError(f"scores were summed up for {rows.bound}, not for {bound.name}")
+    positive = rows.pair_mean(bound.positive(rows.positive))
+    if bound.reduction == "mean":
+        return rows.negative_mean(rows.reduced) - positive
     if bound.reduction == "sum":
-        rows = jnp.sum(jnp.where(scores.valid, weighted, 0.0), axis=-1)  # [S, B]
-        return masked_mean(rows, pairs) - positive
-    return masked_mean(weighted, scores.valid) - positive
+        return rows.pair_mean(rows.reduced) - positive
+    return rows.pair_mean(jnp.logaddexp(bound.negative(rows.positive), rows.reduced)) - positive
 
 
-JSD = Bound(lambda t: -jax.nn.softplus(-t), jax.nn.softplus, "mean")
-NWJ = Bound(lambda t: t, lambda t: jnp.exp(t - 1), "mean")
-INFONCE = Bound(lambda t: t, lambda t: t, "logsumexp")
-SIGMOID = Bound(lambda t: -jax.nn.softplus(-t), jax.nn.softplus, "sum")
+def rows_of(bound: Bound, scores: Scores | RowScores) -> RowScores:
+    return scores if isinstance(scores, RowScores) else reduce_rows(bound, scores.masked())
 
 
-def jsd(scores: Scores) -> tuple[Array, dict[str, Array]]:
+def jsd(scores: Scores | RowScores) -> Result:
     """Jensen–Shannon bound: minimises ``E_P[sp(-T)] + E_Q[sp(T)]``.
 
     The maximiser is T = log r, where the loss is 2 log 2 - 2 JSD(P || Q); a critic that knows
@@ -65,11 +114,11 @@ def jsd(scores: Scores) -> tuple[Array, dict[str, Array]]:
     Returns:
       (loss [], metrics) in nats.
     """
-    scores = scores.masked()
-    return loss_of(JSD, scores), score_metrics(scores)
+    rows = rows_of(JSD, scores)
+    return loss_of(JSD, rows), score_metrics(rows)
 
 
-def nwj(scores: Scores) -> tuple[Array, dict[str, Array]]:
+def nwj(scores: Scores | RowScores) -> Result:
     """NWJ bound: minimises ``-E_P[T] + E_Q[exp(T - 1)]``.
 
     The maximiser is T = 1 + log r, where the loss is minus the mutual information; for any critic
@@ -82,11 +131,42 @@ def nwj(scores: Scores) -> tuple[Array, dict[str, Array]]:
     Returns:
       (loss [], metrics) in nats.
     """
+    rows = rows_of(NWJ, scores)
+    return loss_of(NWJ, rows), score_metrics(rows)
+
+
+def dv(scores: Scores, decay: float = 0.99) -> Result:
+    """Donsker–Varadhan bound, as MINE trains it: minimises ``-E_P[T] + log E_Q[exp T]``.
+
+    The maximiser is T = log r plus a constant.  On a batch the gradient of the logarithm is biased:
+    E_Q[exp T ∇T] is divided by the batch's own mean of exp T.  Here it is divided by a moving
+    average over the steps, ``a ← decay · a + (1 - decay) · mean exp T``, which starts as the first
+    batch's mean.  `Scores.log_normalizer` is log a before this step and the metric
+    ``dv_log_normalizer`` after it; without it the plain gradient is taken.
+
+    ``dv_estimate``, minus the value of the loss, is biased upwards on a batch and no bound.
+
+    Source: Donsker and Varadhan (1983); MINE (arXiv 1801.04062), eq. 5 and section 3.2.
+
+    Returns:
+      (loss [], metrics) in nats.
+    """
     scores = scores.masked()
-    return loss_of(NWJ, scores), score_metrics(scores)
+    log_mean_exp = _log_mean_exp(scores, scores.negative)
+    running = lax.stop_gradient(log_mean_exp)
+    if scores.log_normalizer is not None:
+        started = jnp.isfinite(scores.log_normalizer)
+        before = jnp.where(started, scores.log_normalizer, running)
+        running = jnp.logaddexp(jnp.log(decay) + before, jnp.log1p(-decay) + running)
+    trained = loss_of(NWJ, reduce_rows(NWJ, _shifted(scores, 1 - running)))
+    rows = reduce_rows(INFONCE, scores)
+    estimate = rows.pair_mean(scores.positive) - log_mean_exp
+    loss = trained + lax.stop_gradient(-estimate - trained)
+    own = {"dv_estimate": estimate, "dv_log_normalizer": running}
+    return loss, score_metrics(rows) | own
 
 
-def smile(scores: Scores, tau: float = 5.0) -> tuple[Array, dict[str, Array]]:
+def smile(scores: Scores, tau: float = 5.0) -> Result:
     """SMILE: the gradient of `jsd`, with a clipped Donsker–Varadhan estimate as its value.
 
     ``smile_estimate = E_P[T] - log E_Q[exp clip(T, -tau, tau)]`` is no bound; T = log r at the
@@ -99,19 +179,15 @@ def smile(scores: Scores, tau: float = 5.0) -> tuple[Array, dict[str, Array]]:
       (loss [], metrics) in nats.
     """
     scores = scores.masked()
-    clipped = jnp.where(
-        scores.valid, jnp.clip(scores.negative, -tau, tau) + scores.log_weight, -jnp.inf
-    )
-    count = jnp.maximum(jnp.sum(scores.valid), 1)
-    # One floor for the sum keeps a step without any negative finite.
-    log_mean_exp = jnp.maximum(jax.nn.logsumexp(clipped), -tau) - jnp.log(count)
-    estimate = masked_mean(scores.positive, scores.pair_valid) - log_mean_exp
-    trained = loss_of(JSD, scores)
-    loss = trained + jax.lax.stop_gradient(-estimate - trained)
-    return loss, score_metrics(scores) | {"smile_estimate": estimate}
+    rows = reduce_rows(JSD, scores)
+    clipped = _log_mean_exp(scores, jnp.clip(scores.negative, -tau, tau))
+    estimate = rows.pair_mean(scores.positive) - clipped
+    trained = loss_of(JSD, rows)
+    loss = trained + lax.stop_gradient(-estimate - trained)
+    return loss, score_metrics(rows) | {"smile_estimate": estimate}
 
 
-def infonce(scores: Scores) -> tuple[Array, dict[str, Array]]:
+def infonce(scores: Scores | RowScores) -> Result:
     """InfoNCE: minimises ``-T_ii + log(exp T_ii + sum_k exp T_ik)``, averaged over the sides.
 
     With both sides and all in-batch negatives this is CLIP's symmetric cross-entropy.  ``log K -
@@ -123,11 +199,11 @@ def infonce(scores: Scores) -> tuple[Array, dict[str, Array]]:
     Returns:
       (loss [], metrics) in nats.
     """
-    scores = scores.masked()
-    return loss_of(INFONCE, scores), score_metrics(scores)
+    rows = rows_of(INFONCE, scores)
+    return loss_of(INFONCE, rows), score_metrics(rows)
 
 
-def sigmoid(scores: Scores) -> tuple[Array, dict[str, Array]]:
+def sigmoid(scores: Scores | RowScores) -> Result:
     """Sigmoid loss: minimises ``(1/B) sum_i [sp(-T_ii) + sum_k sp(T_ik)]``, averaged over sides.
 
     With one side and all in-batch negatives this is SigLIP's loss.  It sums the negatives of a pair
@@ -139,25 +215,38 @@ def sigmoid(scores: Scores) -> tuple[Array, dict[str, Array]]:
     Returns:
       (loss [], metrics) in nats.
     """
-    scores = scores.masked()
-    return loss_of(SIGMOID, scores), score_metrics(scores)
+    rows = rows_of(SIGMOID, scores)
+    return loss_of(SIGMOID, rows), score_metrics(rows)
 
 
-def score_metrics(scores: Scores) -> dict[str, Array]:
+def score_metrics(rows: RowScores) -> dict[str, Array]:
     """What every objective logs: mean scores under P and Q, and how well T tells them apart.
 
     ``critic_accuracy`` is the balanced accuracy of the classifier T > 0, Bayes-optimal where T =
     log r.  ``ranking_accuracy`` asks only T(pair) > T(negative), so a constant added to T, which
     InfoNCE leaves free, does not matter.
     """
-    pairs, negatives = scores.pair_valid, scores.valid
-    accepted = masked_mean((scores.positive > 0).astype(jnp.float32), pairs)
-    rejected = masked_mean((scores.negative < 0).astype(jnp.float32), negatives)
-    ranked = (scores.positive[None, :, None] > scores.negative).astype(jnp.float32)
+    accepted = rows.pair_mean((rows.positive > 0).astype(rows.positive.dtype))
     return {
-        "score_positive": masked_mean(scores.positive, pairs),
-        "score_negative": masked_mean(scores.negative, negatives),
-        "critic_accuracy": (accepted + rejected) / 2,
-        "ranking_accuracy": masked_mean(ranked, negatives),
-        "valid_negatives": jnp.mean(negatives.astype(jnp.float32)),
+        "score_positive": rows.pair_mean(rows.positive),
+        "score_negative": rows.negative_mean(rows.score_sum),
+        "critic_accuracy": (accepted + rows.negative_mean(rows.rejected)) / 2,
+        "ranking_accuracy": rows.negative_mean(rows.outranked),
+        "valid_negatives": rows.share_valid,
     }
+
+
+def _log_mean_exp(scores: Scores, negative: Array) -> Array:
+    """log E_Q[exp negative] [] over masked scores; 0 where no negative is left."""
+    times = scores.multiplicity
+    terms = jnp.where(scores.valid, negative + scores.log_weight + jnp.log(times), -jnp.inf)
+    count = jnp.sum(jnp.where(scores.valid, times, 0.0))
+    some = count > 0
+    finite = jax.nn.logsumexp(jnp.where(some, terms, 0.0))
+    return jnp.where(some, finite - jnp.log(jnp.where(some, count, 1.0)), 0.0)
+
+
+def _shifted(scores: Scores, by: Array) -> Scores:
+    """The scores with a constant added to T."""
+    moved = scores.replace(positive=scores.positive + by, negative=scores.negative + by)  # type: ignore[attr-defined]
+    return moved.masked()

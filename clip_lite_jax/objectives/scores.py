@@ -1,10 +1,23 @@
-"""`Scores`: what an objective sees of a step."""
+"""`Scores`: what an objective sees of a step, whole or already summed up for each pair."""
 
 from dataclasses import replace
 
 import flax.struct
 import jax.numpy as jnp
 from jax import Array
+
+
+@flax.struct.dataclass
+class Totals:
+    """Counts of a whole batch, of which the scores at hand are a part (gradient accumulation).
+
+    Means are then sums over the part divided by these, so that the losses of the parts add up to
+    the loss of the batch.
+    """
+
+    pairs: Array  # [] valid pairs
+    negatives: Array  # [] valid negatives over all sides, each counted `stands_for` times
+    parts: int = flax.struct.field(pytree_node=False, default=1)  # equal parts of the batch
 
 
 @flax.struct.dataclass
@@ -20,12 +33,21 @@ class Scores:
     valid: Array  # [S, B, K] bool; False: not a negative (same group, broken example)
     log_weight: Array  # [S, B, K] log importance weight; 0 is a plain average
     positive_valid: Array | None = None  # [B] bool; None: every pair counts
+    stands_for: Array | None = None  # [S, B] negatives that each drawn one represents; None: 1
+    totals: Totals | None = None  # None: these scores are the whole batch
+    log_normalizer: Array | None = None  # [] running log E_Q[exp T] of earlier steps, for `dv`
 
     @property
     def pair_valid(self) -> Array:  # [B]
         if self.positive_valid is None:
             return jnp.ones(self.positive.shape, bool)
         return self.positive_valid
+
+    @property
+    def multiplicity(self) -> Array:  # [S, B, 1]
+        if self.stands_for is None:
+            return jnp.ones((*self.negative.shape[:2], 1), self.negative.dtype)
+        return self.stands_for[..., None]
 
     def masked(self) -> "Scores":
         """Zero where masked: what a broken example produced reaches neither value nor gradient."""
@@ -37,6 +59,33 @@ class Scores:
         )
 
 
-def masked_mean(values: Array, mask: Array) -> Array:
-    """Mean of `values` where `mask`: global sum over global count; 0 where nothing is left."""
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+@flax.struct.dataclass
+class RowScores:
+    """Scores of which only sums over the negatives of each pair are left.
+
+    `bounds.reduce_rows` makes them of `Scores`; a streaming sampler makes them of embeddings and
+    never holds the scores themselves.
+    """
+
+    positive: Array  # [B]
+    reduced: Array  # [S, B] sum of the bound's negative term, or log of the sum of its exp
+    count: Array  # [S, B] negatives
+    score_sum: Array  # [S, B] sum of their scores; this and what follows only for the log
+    rejected: Array  # [S, B] how many have T < 0
+    outranked: Array  # [S, B] how many have T < T of the pair
+    share_valid: Array  # [] share of the slots for negatives that hold one
+    pair_valid: Array  # [B] bool
+    totals: Totals | None = None
+    bound: str = flax.struct.field(pytree_node=False, default="")  # that `reduced` belongs to
+
+    def pair_mean(self, values: Array) -> Array:
+        """Mean over valid pairs, and over the sides, of values ``[..., B]``; 0 without any."""
+        sides = values.size // values.shape[-1]
+        count = jnp.sum(self.pair_valid) if self.totals is None else self.totals.pairs
+        total = jnp.sum(jnp.where(self.pair_valid, values, 0.0))
+        return total / (sides * jnp.maximum(count, 1))
+
+    def negative_mean(self, sums: Array) -> Array:
+        """Mean over valid negatives, from their sums for each pair ``[S, B]``; 0 without any."""
+        count = jnp.sum(self.count) if self.totals is None else self.totals.negatives
+        return jnp.sum(sums) / jnp.maximum(count, 1)
