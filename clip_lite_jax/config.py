@@ -52,11 +52,31 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShapesConfig:
+    """The built-in source ``shapes``, whose mutual information is known; `data.shapes`."""
+
+    examples: PositiveInt = 50_000
+    """Training pairs."""
+    held_out: PositiveInt = 2_000
+    """Validation pairs, and as many test pairs."""
+    seed: NonNegativeInt = 0
+    """Other numbers give other pairs of the same distribution."""
+    named: dict[str, Fraction] = Field(
+        default_factory=lambda: {"size": 0.5, "colour": 1.0, "shape": 1.0, "position": 0.5}
+    )
+    """Probability that a caption names a factor; 0 for a factor that is not listed."""
+    error: Fraction = 0.1
+    """Probability that what it names is wrong: one of the factor's other values, evenly."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Where the pairs come from and what becomes of them before they reach the accelerator."""
 
     source: str = "emoji"
-    """``emoji`` (built in) or the path of a ``.csv``/``.tsv`` table of image paths and captions."""
+    """``emoji`` or ``shapes`` (built in), or the path of a ``.csv``/``.tsv`` table of image paths
+    and captions."""
+    shapes: ShapesConfig = ShapesConfig()
     image_column: str = "image"
     caption_columns: tuple[str, ...] = ("caption",)
     """Columns of a table that hold captions, each cell one caption."""

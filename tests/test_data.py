@@ -230,7 +230,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
         build_sources(config, BadExamples())
     with pytest.raises(
-        DataError, match=r"data.source='emojis': neither a built-in source \(emoji\)"
+        DataError, match=r"data.source='emojis': neither a built-in source \(emoji, shapes\)"
     ):
         build_sources(DataConfig(source="emojis"), BadExamples())
 

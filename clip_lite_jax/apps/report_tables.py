@@ -124,7 +124,27 @@ def directions(numbers: Numbers) -> list[Direction]:
 
 
 def terminal_table(numbers: Numbers) -> str:
-    """R@10 of every gallery and direction beside its chance, for a terminal; "" without any."""
+    """For a terminal: R@10 of every gallery and direction beside its chance, and what was read off
+    about information beside the truth, where the data say what that is; "" without either.
+    """
+    return "\n".join(filter(None, (_terminal_recalls(numbers), _terminal_information(numbers))))
+
+
+def _terminal_information(numbers: Numbers) -> str:
+    values = numbers.get("information", {})
+    if "true_information" not in values:
+        return ""
+    shown = {
+        "true": "true_information",
+        "mean score": "score_positive",
+        "NWJ bound": "nwj_lower_bound",
+        "certified bound": "jsd_lower_bound",
+    }
+    read = ", ".join(f"{name} {values[key]:.3f}" for name, key in shown.items())
+    return f"held-out information in nats: {read}"
+
+
+def _terminal_recalls(numbers: Numbers) -> str:
     rows = [
         (
             row.gallery.replace("_", " "),

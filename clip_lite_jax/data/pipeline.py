@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops, image_ops
-from clip_lite_jax.data.sources import BadExamples, Source
+from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.train_step import Batch
@@ -31,6 +31,7 @@ class TrainTransform(grain.transforms.RandomMap):
         self, source: Source, tokenizer: Tokenizer, config: DataConfig, bad: BadExamples
     ) -> None:
         self.source, self.tokenizer, self.config, self.bad = source, tokenizer, config, bad
+        self.mask_equal_captions = not isinstance(source, IndependentPairs)
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         size = self.config.image_size
@@ -48,7 +49,8 @@ class TrainTransform(grain.transforms.RandomMap):
             self.bad.add(example.id, str(error))
             image, caption, valid = np.zeros((size, size, 3), np.uint8), "", False
         tokens, mask = self.tokenizer([caption])
-        group = np.array([stable_hash(example.group), stable_hash(caption.casefold())], np.int32)
+        alike = caption.casefold() if self.mask_equal_captions else example.group
+        group = np.array([stable_hash(example.group), stable_hash(alike)], np.int32)
         return Batch(image, tokens[0], mask[0], group, np.bool_(valid), np.int32(element))
 
 

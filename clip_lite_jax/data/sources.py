@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data import shapes
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.files import read_json_lines
@@ -36,6 +37,20 @@ class Source(Protocol):
 
     def metadata(self, index: int) -> Example:
         """The example without its image: cheap."""
+        ...
+
+
+@runtime_checkable
+class IndependentPairs(Source, Protocol):
+    """Independent draws from one distribution P, whose mutual information is known.
+
+    The caption of any other example, equal or not, is then a fair draw from the product of the
+    marginals: masking equal captions would bias Q, and training does not.
+    """
+
+    @property
+    def true_information(self) -> float:
+        """I(image; caption) in nats."""
         ...
 
 
@@ -127,8 +142,15 @@ def read_emoji(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     return dict(splits)
 
 
+def read_shapes(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    """Drawn scenes whose captions carry a known amount of information."""
+    del bad
+    return dict(shapes.build_splits(config.shapes, config.image_size))
+
+
 SOURCES: dict[str, Callable[[DataConfig, BadExamples], dict[str, Source]]] = {
     "emoji": read_emoji,
+    "shapes": read_shapes,
 }
 
 

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from clip_lite_jax.config import RetrievalConfig
 from clip_lite_jax.data.pipeline import stable_hash
-from clip_lite_jax.data.sources import BadExamples, Source
+from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.train_step import EncodeFns
@@ -26,7 +26,8 @@ class Information:
 
     A critic that was trained on chosen negatives has scores that are shifted and stretched, and
     the bounds are loose for it.  The ``calibrated_`` read-offs are those of scale · T + shift,
-    fitted on one half of the pairs and read on the other, no group in both.
+    fitted on one half of the pairs and read on the other, no group in both.  ``true_information``
+    stands beside the read-offs where the source knows it.
     """
 
     def __init__(
@@ -43,6 +44,11 @@ class Information:
             name="information", validation="", test="", captions=captions, max_images=max_pairs
         )
         self.pairs = Retrieval(gallery, source, tokenizer, image_size, batch_size, bad)
+        self.known = (
+            {"true_information": source.true_information}
+            if isinstance(source, IndependentPairs)
+            else {}
+        )
 
     def run(self, fns: EncodeFns) -> dict[str, float]:
         scores = self.pairs.scores(fns)
@@ -52,6 +58,7 @@ class Information:
             | intervals(scores, groups)
             | infonce_read_offs(scores)
             | calibrated_read_offs(scores, groups, fit=groups % 2 == 0)
+            | self.known
         )
 
 
