@@ -152,12 +152,30 @@ class NegativesConfig:
     lanes: PositiveInt | None = None
     """Logical lanes of a block; None is the most of 8, 4, 2 and 1 that the block divides into.
     Results depend on it, and not on the number of devices, which must divide into the lanes."""
+    k: PositiveInt = 1
+    """``k``, ``hard``: negatives drawn per pair and side, without replacement."""
+    pool: Literal["lane", "block", "memory"] = "lane"
+    """``k``, ``hard``, ``importance``: the candidates of a pair.  ``lane``: rows that its lane was
+    dealt, traffic does not grow with the devices; ``block``: all rows of the block, round a ring of
+    devices; ``memory``: those of its lane and `memory` embeddings of earlier steps."""
     beta: NonNegativeFloat = 1.0
     """``hard``: a candidate is drawn with probability proportional to exp(beta · score)."""
     beta_warmup_steps: NonNegativeInt = 0
     """``hard``: beta grows linearly from 0 over this many steps."""
+    proposal: Literal["sigma", "exp"] = "sigma"
+    """``importance``: a candidate is drawn in proportion to sigmoid(score + `proposal_bias`), or to
+    exp(score)."""
+    proposal_bias: float = 0.0
     chunk: PositiveInt = 128
-    """``hard``: candidates scored at a time; bounds memory, and the draw depends on it."""
+    """Candidates scored at a time; bounds memory and changes no result."""
+    implementation: Literal["dense", "gather", "ring"] = "dense"
+    """``all``: ``dense`` keeps the scores of batch × batch; ``gather`` collects all embeddings on
+    every device and keeps its own rows of them; ``ring`` passes them round in chunks, and keeps no
+    scores at all."""
+    memory: PositiveInt = 1024
+    """``queue``, ``memory`` and the pool ``memory``: embeddings kept of earlier steps."""
+    momentum: Fraction = 0.99
+    """``queue``: decay of the momentum encoders per step."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

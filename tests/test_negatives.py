@@ -3,7 +3,10 @@
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +21,17 @@ from clip_lite_jax.sharding import build_mesh, put_batch
 WIDTH = 8
 
 
+@flax.struct.dataclass
 class Cosine:
     """The simplest critic."""
 
+    scale: Any = 3.0
+
     def pairs(self, image: jax.Array, text: jax.Array) -> jax.Array:
-        return 3 * jnp.sum(image * text, -1)
+        return self.scale * jnp.sum(image * text, -1)
 
     def matrix(self, image: jax.Array, text: jax.Array) -> jax.Array:
-        return 3 * jnp.einsum("...nd,...md->...nm", image, text)
+        return self.scale * jnp.einsum("...nd,...md->...nm", image, text)
 
 
 def make_pairs(batch: int, groups: int | None = None, bad: tuple[int, ...] = ()) -> Pairs:
@@ -88,11 +94,44 @@ def test_draws_do_not_depend_on_the_number_of_devices(name: str) -> None:
         np.testing.assert_array_equal(draws[0].scores.valid, other.scores.valid)
 
 
-@pytest.mark.parametrize("name", ["shuffle", "hard"])
+@pytest.mark.parametrize("name", ["k", "hard", "importance"])
+@pytest.mark.parametrize("pool", ["lane", "block"])
+def test_chunks_change_no_draw(name: str, pool: str, mesh: Mesh) -> None:
+    """Nor does it matter whether they divide the pool, or how many devices share the block."""
+    pairs = make_pairs(64, groups=20, bad=(3,))
+    config = NegativesConfig(name=name, pool=pool, sides="both", lanes=8)
+    expected = draw(replace(config, chunk=64), pairs, build_mesh(jax.devices()[:2]))
+    for chunk in (3, 8):
+        drawn = draw(replace(config, chunk=chunk), pairs, mesh)
+        np.testing.assert_array_equal(drawn.index, expected.index)
+        np.testing.assert_allclose(drawn.scores.log_weight, expected.scores.log_weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["k", "hard"])
+@pytest.mark.parametrize("pool", ["lane", "block"])
+def test_several_are_drawn_without_replacement(name: str, pool: str, mesh: Mesh) -> None:
+    drawn = draw(NegativesConfig(name=name, pool=pool, k=3, lanes=8), make_pairs(128), mesh)
+    assert drawn.index.shape == (1, 128, 3)
+    assert all(len(set(row)) == 3 for row in drawn.index[0])
+    assert drawn.scores.valid.all()
+
+
+def test_a_pool_with_too_few_candidates_says_so(mesh: Mesh) -> None:
+    pairs = make_pairs(64, groups=2)
+    drawn = draw(NegativesConfig(name="k", k=6, lanes=8), pairs, mesh)
+    assert drawn.scores.valid.any()
+    assert not drawn.scores.valid.all()
+    clash = drawn.index[0] % 2 == np.arange(64)[:, None] % 2
+    assert not np.any(drawn.scores.valid[0] & clash)
+
+
+@pytest.mark.parametrize("name", ["roll", "shuffle", "hard"])
 def test_draws_stay_in_their_block_and_change_with_the_key(name: str, mesh: Mesh) -> None:
     config = NegativesConfig(name=name, lanes=4, block=32)
     drawn = draw(config, make_pairs(128), mesh)
     assert np.all(drawn.index[0, :, 0] // 32 == np.arange(128) // 32)
+    if name == "roll":
+        return  # nothing is random in it
     again = draw(config, make_pairs(128), mesh)
     other = draw(config, make_pairs(128), mesh, seed=1)
     np.testing.assert_array_equal(drawn.index, again.index)
@@ -128,11 +167,11 @@ def test_shuffle_is_uniform_as_documented(lanes: int, block: int) -> None:
 
 
 @pytest.mark.parametrize("side", ["text", "image"])
-@pytest.mark.parametrize("chunk", [4, 16])
-def test_hard_draws_in_proportion_to_exp_beta_score(side: str, chunk: int) -> None:
+@pytest.mark.parametrize("pool", ["lane", "block"])
+def test_hard_draws_in_proportion_to_exp_beta_score(side: str, pool: str) -> None:
     mesh = build_mesh(jax.devices()[:1])
     batch, draws, beta = 16, 6000, 1.5
-    config = NegativesConfig(name="hard", sides=side, lanes=1, beta=beta, chunk=chunk)
+    config = NegativesConfig(name="hard", sides=side, lanes=1, beta=beta, pool=pool)
     pairs = make_pairs(batch, groups=12, bad=(5,))
     sample = build_sampler(config, batch, mesh)
 
@@ -210,14 +249,18 @@ def test_lanes_follow_from_the_batch(batch: int, lanes: int) -> None:
     assert layout_of(NegativesConfig(), batch, 1).lanes == lanes
 
 
-def test_names_and_chunks_are_checked() -> None:
+def test_names_and_sizes_are_checked() -> None:
     mesh = build_mesh()
-    with pytest.raises(ConfigError, match="all, hard, roll, shuffle"):
+    with pytest.raises(ConfigError, match="all, hard, importance, k, roll, shuffle"):
         build_sampler(NegativesConfig(name="shufle"), 64, mesh)
-    with pytest.raises(ConfigError, match=r"chunk=5 does not divide the 8 candidates"):
-        build_sampler(NegativesConfig(name="hard", chunk=5), 64, mesh)
     with pytest.raises(ConfigError, match="does not divide over 8 devices"):
         build_sampler(NegativesConfig(name="roll"), 60, mesh)
+    with pytest.raises(ConfigError, match="block=24 does not spread evenly"):
+        build_sampler(NegativesConfig(name="roll", block=24), 144, mesh)
+    with pytest.raises(ConfigError, match="draws one per side; for more name k or hard"):
+        build_sampler(NegativesConfig(name="importance", k=2), 64, mesh)
+    with pytest.raises(ConfigError, match="needs all scores at once; set it to dense"):
+        build_sampler(NegativesConfig(name="all", implementation="ring"), 64, mesh)
 
 
 # --- What crosses the network: read from the compiled program -------------------------------------

@@ -1,0 +1,299 @@
+"""Negatives that are chosen: K draws from a pool of candidates, by their scores.
+
+Candidates are scored without gradient, `chunk` at a time (Gumbel-max), and only the drawn ones are
+scored again with gradient: no array of batch × batch exists.  The noise of a candidate is a
+function of the step's key, the anchor's row and the candidate's row, so that the draw depends
+neither on `chunk` nor on the number of devices.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+
+from clip_lite_jax.config import NegativesConfig
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.negatives.layout import (
+    Ring,
+    deal,
+    from_lanes,
+    in_chunks,
+    layout_of,
+    per_shard,
+    ring_of,
+    to_lanes,
+)
+from clip_lite_jax.negatives.pairs import (
+    Critic,
+    Drawn,
+    Pairs,
+    Rows,
+    Sampler,
+    anchors_of,
+    candidates_of,
+    drawn_scores,
+    every_pair,
+    remembered_of,
+    score_matrix,
+    sides_of,
+)
+from clip_lite_jax.objectives import Scores
+from clip_lite_jax.sharding import batch_shards, batch_spec
+
+Weighting = Callable[[Array, Array], Array]
+"""``(scores, step []) -> log weights``: a candidate is drawn in proportion to its weight."""
+
+
+def build_k(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
+    """`k` negatives per pair, drawn uniformly and without replacement from its pool."""
+    return _build(config, batch, mesh, lambda scores, step: jnp.zeros_like(scores))
+
+
+def build_hard(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
+    """`k` negatives per pair, drawn with probability proportional to exp(beta · T).
+
+    The optimum is *not* log r: with the whole batch as pool T = (log r + log Z(x)) / (1 + beta).
+    Read no information off such scores without a bound that holds for any critic.
+    """
+
+    def weighting(scores: Array, step: Array) -> Array:
+        ramp = jnp.minimum(1.0, (step + 1) / (config.beta_warmup_steps + 1))
+        return config.beta * ramp.astype(scores.dtype) * scores
+
+    return _build(config, batch, mesh, weighting)
+
+
+def build_importance(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
+    """One negative per pair, drawn by its score and weighted so that the choice is unbiased.
+
+    A candidate j of pair i is drawn with probability q_j = w_j / Z, where w is sigmoid(T + b) or
+    exp(T) and Z the sum over the pool, and stands for all of them with weight 1 / q_j.  Loss and
+    gradient of objectives that average or sum over negatives are then, in expectation, those over
+    all rows of the block, and so is the optimum.  With w = sigmoid(T) the gradient of sp(T) has the
+    same size whichever candidate is drawn: sigmoid(T) ∇T / q = Z ∇T.
+
+    Of a pool of 1 / lanes of the block every candidate counts lanes times.  A mean over negatives
+    is then the ratio of two unbiased sums; a sum over negatives is unbiased as it is.
+
+    Source: importance sampling of the gradient, as for softmax in Bengio and Senécal (2003).
+    """
+    if config.k != 1:
+        raise ConfigError(
+            f"negatives.k={config.k}: importance draws one per side; for more name k or hard"
+        )
+    if config.pool == "memory":
+        raise ConfigError(
+            "negatives.pool='memory': importance estimates the loss over the batch; set the pool "
+            "to lane or block, or name hard"
+        )
+
+    def weighting(scores: Array, step: Array) -> Array:
+        del step
+        if config.proposal == "exp":
+            return scores
+        return jax.nn.log_sigmoid(scores + config.proposal_bias)
+
+    return _build(config, batch, mesh, weighting, unbiased=True)
+
+
+def _build(
+    config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting, unbiased: bool = False
+) -> Sampler:
+    pool = _POOLS[config.pool](config, batch, mesh, weighting)
+
+    def sample(key: Array, step: Array, pairs: Pairs, critic: Critic) -> Drawn:
+        draws = [
+            pool.draw(jax.random.fold_in(key, side), step, pairs, critic, side)
+            for side in sides_of(config.sides)
+        ]
+        drawn = drawn_scores(pairs, critic, config.sides, [draw.rows for draw in draws])
+        if not unbiased:
+            return drawn
+        log_z = jnp.stack([draw.log_z for draw in draws])[..., None]  # [S, B, 1]
+        count = jnp.stack([draw.count for draw in draws])  # [S, B]
+        scores = drawn.scores
+        assert isinstance(scores, Scores)
+        log_q = weighting(lax.stop_gradient(scores.negative), step) - log_z
+        log_count = jnp.log(jnp.maximum(count, 1))[..., None]
+        weighted = replace(scores, log_weight=-log_q - log_count, stands_for=pool.share * count)
+        return replace(drawn, scores=weighted)
+
+    return sample
+
+
+# --- Pools ----------------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class _Draw:
+    rows: Rows  # [B, K, ...] drawn candidates
+    log_z: Array  # [B] log of the sum of weights over the pool
+    count: Array  # [B] candidates in the pool
+
+
+@dataclass(frozen=True)
+class _Pool:
+    draw: Callable[[Array, Array, Pairs, Critic, int], _Draw]
+    """``(key, step, pairs, critic, side) -> _Draw``"""
+    share: int
+    """Rows of the block for each one in a pool."""
+
+
+def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
+    """The candidates of a pair are the rows that its lane was dealt: traffic as for `shuffle`."""
+    layout = layout_of(config, batch, batch_shards(mesh))
+
+    def draw(key: Array, step: Array, pairs: Pairs, critic: Critic, side: int) -> _Draw:
+        deal_key, draw_key = jax.random.split(key)
+        pool = deal(deal_key, candidates_of(pairs, side), pairs.rows, layout, mesh)
+        if config.pool == "memory":
+            pool = jax.tree.map(
+                lambda new, old: jnp.concatenate([new, old], axis=1),
+                pool,
+                remembered_of(pairs, side),
+            )
+        slots = jnp.broadcast_to(jnp.arange(pool.index.shape[1]), pool.index.shape)
+        anchors = to_lanes(anchors_of(pairs, side), layout)
+        chooser = _Chooser(draw_key, step, critic, side, weighting, config.chunk)
+        best = chooser.visit(_nothing(anchors, config.k), anchors, pool, slots)
+        rows = jax.tree.map(lambda x: jax.vmap(lambda r, i: r[i])(x, best.slot), pool)
+        return from_lanes(_Draw(rows, best.log_z, best.count))
+
+    return _Pool(draw, layout.lanes)
+
+
+def _block_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
+    """All rows of the block, passed round the ring of its devices: traffic grows with them."""
+    ring = ring_of(config, batch, batch_shards(mesh))
+    rows, whole = batch_spec(), PartitionSpec()
+
+    def draw(key: Array, step: Array, pairs: Pairs, critic: Critic, side: int) -> _Draw:
+        def local(
+            key: Array, step: Array, critic: Critic, anchors: Rows, candidates: Rows
+        ) -> _Draw:
+            anchors, candidates = ring.split(anchors), ring.split(candidates)
+            chooser = _Chooser(key, step, critic, side, weighting, config.chunk)
+
+            def visit(best: _Best, visiting: Rows) -> tuple[_Best, Rows]:
+                return chooser.visit(best, anchors, visiting, visiting.index), visiting
+
+            frozen = lax.stop_gradient(candidates)
+            best, _ = ring.travel(visit, _nothing(anchors, config.k), frozen)
+            return from_lanes(_Draw(_fetch(ring, candidates, best.slot), best.log_z, best.count))
+
+        by_device = per_shard(local, mesh, (whole, whole, whole, rows, rows))
+        sides = anchors_of(pairs, side), candidates_of(pairs, side)
+        return by_device(key, step, critic, *sides)
+
+    return _Pool(draw, 1)
+
+
+_POOLS: dict[str, Callable[[NegativesConfig, int, Mesh, Weighting], _Pool]] = {
+    "block": _block_pool,
+    "lane": _lane_pool,
+    "memory": _lane_pool,
+}
+
+
+def _fetch(ring: Ring, rows: Rows, wanted: Array) -> Rows:
+    """The rows whose index is `wanted` ``[blocks, N, K]``, wherever in the ring they are."""
+
+    def visit(found: Rows, visiting: Rows) -> tuple[Rows, Rows]:
+        place = wanted - visiting.index[:, :1, None]
+        here = (place >= 0) & (place < ring.rows)
+
+        def pick(x: Array, so_far: Array) -> Array:
+            picked = jax.vmap(lambda r, i: r[i])(x, jnp.clip(place, 0, ring.rows - 1))
+            return jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 2)), picked, so_far)
+
+        return jax.tree.map(pick, visiting, found), visiting
+
+    nothing = jax.tree.map(lambda x: jnp.zeros((*wanted.shape, *x.shape[2:]), x.dtype), rows)
+    return ring.travel(visit, nothing, rows)[0]
+
+
+# --- Gumbel-max -----------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class _Best:
+    """The largest perturbed log weights so far; ``...`` are lanes or blocks."""
+
+    value: Array  # [..., N, K]
+    slot: Array  # [..., N, K] int32
+    log_z: Array  # [..., N]
+    count: Array  # [..., N]
+
+
+def _nothing(anchors: Rows, k: int) -> _Best:
+    shape = anchors.index.shape
+    dtype = jnp.result_type(*jax.tree.leaves(anchors.embedding))
+    return _Best(
+        value=jnp.full((*shape, k), -jnp.inf, dtype),
+        slot=jnp.broadcast_to(anchors.index[:, :1, None], (*shape, k)) * 0,
+        log_z=jnp.full(shape, -jnp.inf, dtype),
+        count=jnp.zeros(shape, dtype),
+    )
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    key: Array
+    step: Array
+    critic: Critic
+    side: int
+    weighting: Weighting
+    chunk: int
+
+    def visit(self, best: _Best, anchors: Rows, candidates: Rows, slots: Array) -> _Best:
+        """`best` after more candidates ``[L, M, ...]`` for anchors ``[L, N, ...]``.
+
+        `slots` ``[L, M]`` is what a candidate is known by in the result.
+        """
+        anchors, candidates = lax.stop_gradient((anchors, candidates))
+        critic = lax.stop_gradient(self.critic)
+
+        def one(best: _Best, chunk: tuple[Rows, Array]) -> tuple[_Best, None]:
+            rows, slots = chunk
+            scores = score_matrix(critic, self.side, anchors.embedding, rows.embedding)
+            log_weight = self.weighting(scores, self.step)
+            log_weight = jnp.where(every_pair(anchors, rows), log_weight, -jnp.inf)
+            noise = _gumbel(self.key, anchors.index, rows.index, scores.dtype)
+            slots = jnp.broadcast_to(slots[..., None, :], scores.shape)
+            value, slot = _largest(best, log_weight + noise, slots)
+            log_z = jnp.logaddexp(best.log_z, jax.nn.logsumexp(log_weight, axis=-1))
+            count = best.count + jnp.sum(log_weight > -jnp.inf, axis=-1)
+            return _Best(value, slot, log_z, count), None
+
+        chunks = in_chunks((candidates, slots), candidates.valid, self.chunk)
+        return lax.scan(one, best, chunks)[0]
+
+
+def _largest(best: _Best, value: Array, slot: Array) -> tuple[Array, Array]:
+    """The K largest of `best` and of more values ``[..., N, M]``, with their slots."""
+    value = jnp.concatenate([best.value, value], axis=-1)
+    slot = jnp.concatenate([best.slot, slot], axis=-1)
+    k = best.value.shape[-1]
+    # top_k is slow where only one is wanted.
+    one = k == 1
+    place = jnp.argmax(value, -1, keepdims=True) if one else lax.top_k(value, k)[1]
+    return jnp.take_along_axis(value, place, -1), jnp.take_along_axis(slot, place, -1)
+
+
+def _gumbel(key: Array, anchor: Array, candidate: Array, dtype: DTypeLike) -> Array:
+    """Gumbel noise ``[L, N, M]`` for rows ``[L, N]`` and ``[L, M]``: a hash of key, row and row."""
+
+    def bits(one: Array, other: Array) -> Array:
+        return jax.random.key_data(jax.random.fold_in(one, other))[..., 0]
+
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
+    keys = fold(key, anchor.astype(jnp.uint32))  # [L, N]
+    every = jax.vmap(jax.vmap(jax.vmap(bits, (None, 0)), (0, None)))
+    # 23 bits and a half: never 0 or 1, exact in float32.
+    uniform = ((every(keys, candidate.astype(jnp.uint32)) >> 9).astype(dtype) + 0.5) * 2.0**-23
+    return -jnp.log(-jnp.log(uniform))
