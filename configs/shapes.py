@@ -21,7 +21,7 @@ def get_config() -> Config:
         data=DataConfig(
             source="shapes",
             image_size=32,
-            max_tokens=24,
+            max_tokens=32,
             # Cropped, mirrored or recoloured, an image would no longer tell its scene.
             augment=AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0),
         ),

@@ -13,6 +13,7 @@ words, no two values sharing a phrase.  With F the scene, N what is named and C 
 import functools
 import io
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 Scene = tuple[int, ...]
 """The value of every factor, as its place in `Factor.phrases`."""
+UNNAMED = -1
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ class Factor:
 # No word that follows "a" begins with a vowel, and no phrase holds a comma, which would make the
 # caption a list of tags.
 FACTORS = (
-    Factor(
-        "size", (("small", "little"), ("medium", "middling"), ("big", "large")), (0.3, 0.3, 0.4)
-    ),
+    Factor("size", (("small", "little"), ("medium", "mid"), ("big", "large")), (0.3, 0.3, 0.4)),
     Factor(
         "colour",
         (
@@ -52,9 +52,9 @@ FACTORS = (
             ("green", "jade"),
             ("blue", "navy"),
             ("pink", "rose"),
-            ("brown", "chestnut"),
+            ("brown", "hazel"),
             ("purple", "violet"),
-            ("turquoise", "teal"),
+            ("teal", "cyan"),
             ("yellow", "golden"),
         ),
         (0.2, 0.15, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1),
@@ -75,26 +75,26 @@ FACTORS = (
     Factor(
         "position",
         (
-            ("at the top left", "in the upper left corner"),
-            ("at the top right", "in the upper right corner"),
-            ("at the bottom left", "in the lower left corner"),
-            ("at the bottom right", "in the lower right corner"),
-            ("in the middle", "at the centre"),
+            ("at the top left", "at the upper left"),
+            ("at the top right", "at the upper right"),
+            ("at the bottom left", "at the lower left"),
+            ("at the bottom right", "at the lower right"),
+            ("in the middle", "in the centre"),
         ),
         (0.2, 0.2, 0.2, 0.2, 0.2),
     ),
     Factor(
         "background",
         (
-            ("on white", "before a pale wall"),
-            ("on grey", "before a concrete wall"),
-            ("on black", "in the dark"),
-            ("on beige", "in the sand"),
+            ("on white", "on snow"),
+            ("on grey", "on concrete"),
+            ("on black", "at night"),
+            ("on beige", "on sand"),
         ),
         (0.4, 0.3, 0.2, 0.1),
     ),
 )
-OPENINGS = ("a", "there is a", "we see a")
+OPENINGS = ("a", "there is a", "this is a")
 
 # In the order of the factors' values; lengths in 64ths of the image's width.
 RADII = (8, 11, 15)
@@ -175,8 +175,8 @@ class Drawn:
     """One draw from the joint distribution."""
 
     scene: Scene
-    named: tuple[int | None, ...]
-    """What the caption names each factor as, right or wrong; None where it does not."""
+    named: Scene
+    """What the caption names each factor as, right or wrong; `UNNAMED` where it does not."""
     caption: str
 
 
@@ -212,14 +212,18 @@ class Shapes:
             for factor in FACTORS
         )
 
-    def log_ratio(self, image: int, caption: int) -> float:
-        """log dP/dQ, the best critic, of one example's image with another's caption, in nats."""
-        scene, named = self.drawn(image).scene, self.drawn(caption).named
-        return sum(
-            float(log_ratios(factor, self.config.error)[value, word])
-            for factor, value, word in zip(FACTORS, scene, named, strict=True)
-            if word is not None
-        )
+    def log_ratio(self, images: Sequence[int], captions: Sequence[int]) -> np.ndarray:
+        """log dP/dQ, the best critic, of the images of some examples with the captions of others.
+
+        N and M of their numbers → ``[N, M]`` in nats.
+        """
+        scenes = np.array([self.drawn(index).scene for index in images])  # [N, factors]
+        named = np.array([self.drawn(index).named for index in captions])  # [M, factors]
+        total = np.zeros((len(scenes), len(named)))
+        for k, factor in enumerate(FACTORS):
+            table = np.pad(log_ratios(factor, self.config.error), ((0, 0), (0, 1)))  # 0: UNNAMED
+            total += table[scenes[:, k, None], named[:, k]]
+        return total
 
     def drawn(self, index: int) -> Drawn:
         """Example `index` as what it consists of."""
@@ -230,7 +234,7 @@ class Shapes:
         for factor, uniform in zip(FACTORS, rng.random((len(FACTORS), 5)), strict=True):
             value = int(np.searchsorted(np.cumsum(factor.probabilities)[:-1], uniform[0], "right"))
             is_named = uniform[1] < self.config.named.get(factor.name, 0.0)
-            word = self._named_as(factor, value, uniform[2:4]) if is_named else None
+            word = self._named_as(factor, value, uniform[2:4]) if is_named else UNNAMED
             scene.append(value)
             named.append(word)
             phrases.append(_phrase(factor, word, uniform[4]))
@@ -244,9 +248,9 @@ class Shapes:
         return (value + 1 + int(uniform[1] * (values - 1))) % values
 
 
-def _phrase(factor: Factor, word: int | None, uniform: float) -> str:
+def _phrase(factor: Factor, word: int, uniform: float) -> str:
     """One of the phrases for what a factor is named as; one uniform number decides."""
-    if word is None:
+    if word == UNNAMED:
         return factor.unnamed
     synonyms = factor.phrases[word]
     return synonyms[int(uniform * len(synonyms))]
