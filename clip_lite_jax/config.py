@@ -173,7 +173,8 @@ class NegativesConfig:
     every device and keeps its own rows of them; ``ring`` passes them round in chunks, and keeps no
     scores at all."""
     memory: PositiveInt = 1024
-    """``queue``, ``memory`` and the pool ``memory``: embeddings kept of earlier steps."""
+    """``queue``, ``memory`` and the pool ``memory``: embeddings of earlier steps that a pair sees;
+    each lane keeps so many."""
     momentum: Fraction = 0.99
     """``queue``: decay of the momentum encoders per step."""
 

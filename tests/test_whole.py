@@ -30,7 +30,7 @@ def value_and_gradient(
         values = [fn(sampler(key, jnp.zeros((), int), given, critic).scores) for key in keys]
         return jax.tree.map(lambda *x: sum(x) / len(x), *values)
 
-    learned = (Cosine(jnp.asarray(3.0, pairs.image.dtype)), pairs.image, pairs.text)
+    learned = (Cosine(np.asarray(3.0, pairs.image.dtype)), pairs.image, pairs.text)
     result = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return jax.device_get(result(learned, put_batch(mesh, pairs)))
 

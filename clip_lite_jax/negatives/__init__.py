@@ -15,6 +15,14 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.negatives.chosen import build_hard, build_importance, build_k
 from clip_lite_jax.negatives.deranged import build_roll, build_shuffle
 from clip_lite_jax.negatives.layout import Layout, layout_of
+from clip_lite_jax.negatives.memory import (
+    build_memory,
+    build_queue,
+    init_memory,
+    remember,
+    uses_memory,
+    uses_momentum_encoder,
+)
 from clip_lite_jax.negatives.pairs import Critic, Drawn, Memory, Pairs, Sampler
 from clip_lite_jax.negatives.whole import build_all
 from clip_lite_jax.objectives import Bound
@@ -29,7 +37,11 @@ __all__ = [
     "Pairs",
     "Sampler",
     "build_sampler",
+    "init_memory",
     "layout_of",
+    "remember",
+    "uses_memory",
+    "uses_momentum_encoder",
 ]
 
 NEGATIVES: dict[str, Callable[[NegativesConfig, int, Mesh], Sampler]] = {
@@ -37,6 +49,8 @@ NEGATIVES: dict[str, Callable[[NegativesConfig, int, Mesh], Sampler]] = {
     "hard": build_hard,
     "importance": build_importance,
     "k": build_k,
+    "memory": build_memory,
+    "queue": build_queue,
     "roll": build_roll,
     "shuffle": build_shuffle,
 }

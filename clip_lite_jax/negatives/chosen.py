@@ -28,6 +28,7 @@ from clip_lite_jax.negatives.layout import (
     ring_of,
     to_lanes,
 )
+from clip_lite_jax.negatives.memory import memory_layout
 from clip_lite_jax.negatives.pairs import (
     Critic,
     Drawn,
@@ -146,12 +147,17 @@ class _Pool:
 
 def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
     """The candidates of a pair are the rows that its lane was dealt: traffic as for `shuffle`."""
-    layout = layout_of(config, batch, batch_shards(mesh))
+    with_memory = config.pool == "memory"
+    layout = (
+        memory_layout(config, batch, mesh)
+        if with_memory
+        else layout_of(config, batch, batch_shards(mesh))
+    )
 
     def draw(key: Array, step: Array, pairs: Pairs, critic: Critic, side: int) -> _Draw:
         deal_key, draw_key = jax.random.split(key)
         pool = deal(deal_key, candidates_of(pairs, side), pairs.rows, layout, mesh)
-        if config.pool == "memory":
+        if with_memory:
             pool = jax.tree.map(
                 lambda new, old: jnp.concatenate([new, old], axis=1),
                 pool,
