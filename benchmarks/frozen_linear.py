@@ -14,7 +14,7 @@ from benchmarks.frozen_features import FEATURES_FILE, Features, load_features
 from benchmarks.frozen_pairs import GALLERIES
 from clip_lite_jax.evaluators.retrieval import retrieval_metrics
 
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Relative to the mean variance of a standardised image feature."""
 
 
