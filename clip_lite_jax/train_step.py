@@ -80,11 +80,10 @@ def make_train_step(
             ema = optax.incremental_update(params, ema, 1 - decay)
         metrics |= {
             "loss": loss,
-            "temperature": model.temperature(state.params),
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
             "bad_examples": jnp.sum(~batch.valid),
-        }
+        } | model.watched(state.params)
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
     whole = replicated(mesh)

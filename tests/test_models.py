@@ -66,7 +66,7 @@ def test_matrix_holds_the_pairs(tiny: tuple[Model, Any, Any]) -> None:
     chex.assert_trees_all_close(jnp.diagonal(matrix), critic.pairs(image, text), rtol=1e-5)
     expected = image @ text.T / 0.07 + params["critic"]["score_bias"]
     chex.assert_trees_all_close(matrix, expected, rtol=1e-4)
-    chex.assert_trees_all_close(model.temperature(params), 0.07, rtol=1e-5)
+    chex.assert_trees_all_close(model.watched(params)["temperature"], 0.07, rtol=1e-5)
 
 
 def test_dropout_only_in_training(tiny: tuple[Model, Any, Any]) -> None:

@@ -1,10 +1,15 @@
 """Critics T(image, text): learned scores of how much likelier a pair is than chance.
 
 A critic projects the features of each encoder to embeddings once per example; scores of pairs are
-functions of embeddings alone, so that negatives cost no second pass through an encoder.
+functions of embeddings alone, so that negatives cost no second pass through an encoder.  All have
+``project_image``, ``project_text``, ``pairs``, ``matrix`` and ``watched``.  Only `DotCritic` has
+embeddings of unit length, whose cosine ranks as the score does.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,32 +19,54 @@ from jax.typing import DTypeLike
 
 
 class ProjectionBlock(nn.Module):
-    """``norm(mlp(x) + shortcut(x))``: the residual projection of CLIP-Lite, with LayerNorm."""
+    """``LayerNorm(mlp(x) + shortcut(x))``: the residual projection of CLIP-Lite.
+
+    The published block normalises the hidden layer by batch statistics (``norm="batch"``) and
+    starts the shortcut as a noisy identity.  Source: github.com/4m4n5/CLIP-Lite, loss.py, after
+    Deep InfoMax (arXiv 1808.06670), appendix A.
+    """
 
     width: int
     hidden: int
+    norm: Literal["layer", "batch"]
+    noisy_identity: bool
     dtype: DTypeLike
     param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:  # [B, F] -> [B, width]
+    def __call__(self, x: Array, train: bool, valid: Array | None) -> Array:  # [B, F] -> [B, width]
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = nn.Dense(self.hidden, **types)(x)
-        h = nn.relu(nn.LayerNorm(**types)(h))
-        h = nn.Dense(self.width, **types)(h)
-        shortcut = nn.Dense(self.width, use_bias=False, **types)(x)
+        h = nn.Dense(self.hidden, use_bias=self.norm == "layer", **types)(x)
+        if self.norm == "batch":
+            mask = None if valid is None else valid[:, None]
+            single = jnp.dtype(self.param_dtype) == jnp.float32
+            norm = nn.BatchNorm(not train, 0.9, force_float32_reductions=single, **types)
+            h = norm(h, mask=mask)
+        else:
+            h = nn.LayerNorm(**types)(h)
+        h = nn.Dense(self.width, **types)(nn.relu(h))
+        start: dict[str, Any] = {"kernel_init": _noisy_identity} if self.noisy_identity else {}
+        shortcut = nn.Dense(self.width, use_bias=False, **start, **types)(x)
         return nn.LayerNorm(**types)(h + shortcut)
+
+
+def _noisy_identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    noise = jax.random.uniform(key, shape, dtype, -0.01, 0.01)
+    return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)
 
 
 class DotCritic(nn.Module):
     """``T = cosine(image, text) / temperature + bias``.
 
     The temperature is learned and kept within `temperature_range`; the bias lets T reach log r,
-    which is negative for most pairs that do not belong together.
+    which is negative for most pairs that do not belong together.  The published critic is width
+    2048, hidden 2048, norm "batch", noisy_identity True, with no bias.
     """
 
     width: int = 256
     hidden: int = 512
+    norm: Literal["layer", "batch"] = "layer"
+    noisy_identity: bool = False
     temperature: float = 0.07
     temperature_range: tuple[float, float] = (0.01, 1.0)
     bias: float = 0.0
@@ -48,24 +75,33 @@ class DotCritic(nn.Module):
 
     def setup(self) -> None:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.image_block = ProjectionBlock(self.width, self.hidden, **types)
-        self.text_block = ProjectionBlock(self.width, self.hidden, **types)
+        block = partial(
+            ProjectionBlock, self.width, self.hidden, self.norm, self.noisy_identity, **types
+        )
+        self.image_block, self.text_block = block(), block()
         log_init = nn.initializers.constant(jnp.log(self.temperature))
         self.log_temperature = self.param("log_temperature", log_init, (), self.param_dtype)
         bias_init = nn.initializers.constant(self.bias)
         self.score_bias = self.param("score_bias", bias_init, (), self.param_dtype)
 
-    def project_image(self, features: Array) -> Array:
+    def project_image(
+        self, features: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
         """``[B, F]`` → ``[B, width]`` of unit length, in the type of the parameters."""
-        return _unit(self.image_block(features).astype(self.param_dtype))
+        return _unit(self.image_block(features, train, valid).astype(self.param_dtype))
 
-    def project_text(self, features: Array) -> Array:
+    def project_text(
+        self, features: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
         """``[B, F]`` → ``[B, width]`` of unit length, in the type of the parameters."""
-        return _unit(self.text_block(features).astype(self.param_dtype))
+        return _unit(self.text_block(features, train, valid).astype(self.param_dtype))
 
     def current_temperature(self) -> Array:
         low, high = self.temperature_range
         return jnp.exp(_clamp(self.log_temperature, jnp.log(low), jnp.log(high)))
+
+    def watched(self) -> dict[str, Array]:
+        return {"temperature": self.current_temperature()}
 
     def pairs(self, image: Array, text: Array) -> Array:
         """``[..., D], [..., D] -> [...]``"""
@@ -75,6 +111,149 @@ class DotCritic(nn.Module):
         """``[..., N, D], [..., M, D] -> [..., N, M]``"""
         cosine = jnp.einsum("...nd,...md->...nm", image, text)
         return cosine / self.current_temperature() + self.score_bias
+
+
+class SeparableCritic(nn.Module):
+    """``T = g(image) · h(text) + bias``, g and h perceptrons, nothing normalised.
+
+    Unlike a cosine it is not bounded, so it can follow log r as far as that goes.
+    Source: Poole et al. (arXiv 1905.06922), section 3.
+    """
+
+    width: int = 32
+    hidden: int = 256
+    layers: int = 2
+    bias: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        widths = (*[self.hidden] * self.layers, self.width)
+        self.image_layers = [nn.Dense(width, **types) for width in widths]
+        self.text_layers = [nn.Dense(width, **types) for width in widths]
+        bias_init = nn.initializers.constant(self.bias)
+        self.score_bias = self.param("score_bias", bias_init, (), self.param_dtype)
+
+    def project_image(
+        self, features: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        """``[B, F]`` → ``[B, width]`` in the type of the parameters."""
+        return _perceptron(self.image_layers, features).astype(self.param_dtype)
+
+    def project_text(
+        self, features: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        """``[B, F]`` → ``[B, width]`` in the type of the parameters."""
+        return _perceptron(self.text_layers, features).astype(self.param_dtype)
+
+    def watched(self) -> dict[str, Array]:
+        return {}
+
+    def pairs(self, image: Array, text: Array) -> Array:
+        """``[..., D], [..., D] -> [...]``"""
+        return jnp.sum(image * text, axis=-1) + self.score_bias
+
+    def matrix(self, image: Array, text: Array) -> Array:
+        """``[..., N, D], [..., M, D] -> [..., N, M]``"""
+        return jnp.einsum("...nd,...md->...nm", image, text) + self.score_bias
+
+
+class BilinearCritic(SeparableCritic):
+    """``T = image^T W text + bias`` with W of rank `width` at most: one linear layer a side.
+
+    Source: CPC (arXiv 1807.03748), eq. 3.
+    """
+
+    width: int = 256
+    layers: int = 0
+
+
+class ConcatCritic(nn.Module):
+    """``T = mlp([image, text])``: no inner product stands between image and text.
+
+    The first layer of the perceptron is linear in each, so that projections are its two halves and
+    only the layers after it are computed for every pair.  `matrix` works through the images a few
+    at a time, in the backward pass too: its memory is bounded, its time is not.  The published
+    critic is hidden 512, layers 2.
+
+    Source: Deep InfoMax (arXiv 1808.06670), appendix A; Poole et al. (arXiv 1905.06922), section 3.
+    """
+
+    hidden: int = 512
+    layers: int = 2
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.image_layer = nn.Dense(self.hidden, **types)
+        self.text_layer = nn.Dense(self.hidden, use_bias=False, **types)
+        draw, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
+        widths = (*[self.hidden] * self.layers, 1)
+        # Plain arrays, not modules: `matrix` maps over them.
+        self.head = [
+            (
+                self.param(f"kernel_{n}", draw, (width, after), self.param_dtype),
+                self.param(f"bias_{n}", zeros, (after,), self.param_dtype),
+            )
+            for n, (width, after) in enumerate(pairwise(widths))
+        ]
+
+    def project_image(
+        self, features: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        """``[B, F]`` → ``[B, hidden]`` in the type of the parameters."""
+        return self.image_layer(features).astype(self.param_dtype)
+
+    def project_text(
+        self, features: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        """``[B, F]`` → ``[B, hidden]`` in the type of the parameters."""
+        return self.text_layer(features).astype(self.param_dtype)
+
+    def watched(self) -> dict[str, Array]:
+        return {}
+
+    def pairs(self, image: Array, text: Array) -> Array:
+        """``[..., D], [..., D] -> [...]``"""
+        return _head(self.head, image + text, self.dtype)
+
+    def matrix(self, image: Array, text: Array) -> Array:
+        """``[..., N, D], [..., M, D] -> [..., N, M]``"""
+        head, dtype = list(self.head), self.dtype
+
+        @jax.checkpoint
+        def row(one: Array, texts: Array) -> Array:  # [D], [M, D] -> [M]
+            return _head(head, one + texts, dtype)
+
+        at_once = max(1, _MAX_HIDDEN // (text.shape[-2] * self.hidden))
+
+        def block(images: Array, texts: Array) -> Array:  # [N, D], [M, D] -> [N, M]
+            return jax.lax.map(lambda one: row(one, texts), images, batch_size=at_once)
+
+        function = block
+        for _ in image.shape[:-2]:
+            function = jax.vmap(function)
+        return function(image, text)
+
+
+_MAX_HIDDEN = 2**22
+"""Hidden units of all pairs that `ConcatCritic.matrix` holds at a time: 16 MiB in float32."""
+
+
+def _head(layers: list[tuple[Array, Array]], hidden: Array, dtype: DTypeLike) -> Array:
+    """The layers after the first, from its output before the activation: ``[..., D] -> [...]``."""
+    x = hidden
+    for kernel, bias in layers:
+        x = jnp.dot(nn.relu(x).astype(dtype), kernel.astype(dtype)).astype(bias.dtype) + bias
+    return x[..., 0]
+
+
+def _perceptron(layers: Sequence[Callable[[Array], Array]], x: Array) -> Array:
+    for layer in layers[:-1]:
+        x = nn.relu(layer(x))
+    return layers[-1](x)
 
 
 def _unit(x: Array) -> Array:

@@ -14,7 +14,12 @@ from jax import Array
 from clip_lite_jax.config import ModelConfig, Options
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.models.convnet import ConvNet
-from clip_lite_jax.models.critics import DotCritic
+from clip_lite_jax.models.critics import (
+    BilinearCritic,
+    ConcatCritic,
+    DotCritic,
+    SeparableCritic,
+)
 from clip_lite_jax.models.transformer import Transformer
 
 IMAGE_ENCODERS: dict[str, Callable[..., nn.Module]] = {
@@ -24,7 +29,10 @@ TEXT_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "transformer": Transformer,
 }
 CRITICS: dict[str, Callable[..., nn.Module]] = {
+    "bilinear": BilinearCritic,
+    "concat": ConcatCritic,
     "dot": DotCritic,
+    "separable": SeparableCritic,
 }
 
 PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -37,6 +45,7 @@ class Inputs:
     image: Array  # [B, H, W, 3] uint8
     tokens: Array  # [B, L] int32
     mask: Array  # [B, L] bool, True for real tokens
+    valid: Array | None = None  # [B] bool; False keeps an example out of batch statistics
 
 
 class DualEncoder(nn.Module):
@@ -48,18 +57,20 @@ class DualEncoder(nn.Module):
     dtype: Any
 
     def __call__(self, inputs: Inputs, train: bool = False) -> tuple[Array, Array]:
-        image = self.encode_image(inputs.image, train)
-        text = self.encode_text(inputs.tokens, inputs.mask, train)
+        image = self.encode_image(inputs.image, train, inputs.valid)
+        text = self.encode_text(inputs.tokens, inputs.mask, train, inputs.valid)
         self.critic.pairs(image, text)  # so that `init` creates the parameters of the score
         return image, text
 
-    def encode_image(self, images: Array, train: bool = False) -> Array:
+    def encode_image(self, images: Array, train: bool = False, valid: Array | None = None) -> Array:
         mean, std = jnp.asarray(PIXEL_MEAN, self.dtype), jnp.asarray(PIXEL_STD, self.dtype)
         pixels = (images.astype(self.dtype) / 255 - mean) / std
-        return self.critic.project_image(self.image_encoder(pixels, train))
+        return self.critic.project_image(self.image_encoder(pixels, train), train, valid)
 
-    def encode_text(self, tokens: Array, mask: Array, train: bool = False) -> Array:
-        return self.critic.project_text(self.text_encoder(tokens, mask, train))
+    def encode_text(
+        self, tokens: Array, mask: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        return self.critic.project_text(self.text_encoder(tokens, mask, train), train, valid)
 
     def pairs(self, image: Array, text: Array) -> Array:
         return self.critic.pairs(image, text)
@@ -67,16 +78,16 @@ class DualEncoder(nn.Module):
     def matrix(self, image: Array, text: Array) -> Array:
         return self.critic.matrix(image, text)
 
-    def temperature(self) -> Array:
-        return self.critic.current_temperature()
+    def watched(self) -> dict[str, Array]:
+        return self.critic.watched()
 
 
-@dataclass(frozen=True)
+@flax.struct.dataclass
 class BoundCritic:
     """The critic with its parameters: `negatives.Critic`."""
 
-    module: DualEncoder
     params: Any
+    module: DualEncoder = flax.struct.field(pytree_node=False)
 
     def pairs(self, image: Any, text: Any) -> Any:
         return self.module.apply({"params": self.params}, image, text, method="pairs")
@@ -127,10 +138,12 @@ class Model:
         return self.module.apply(variables, tokens, mask, method="encode_text")
 
     def critic(self, params: Any) -> BoundCritic:
-        return BoundCritic(self.module, params)
+        # Only its own parameters: what travels with them round a ring of devices stays small.
+        return BoundCritic({"critic": params["critic"]}, self.module)
 
-    def temperature(self, params: Any) -> Any:
-        return self.module.apply({"params": params}, method="temperature")
+    def watched(self, params: Any) -> Any:
+        """Numbers [] of the critic that a run logs, by name."""
+        return self.module.apply({"params": params}, method="watched")
 
 
 def build_model(config: ModelConfig, image_size: int, vocab_size: int, max_tokens: int) -> Model:
