@@ -17,7 +17,7 @@ def get_config() -> Config:
     return Config(
         name="shapes",
         steps=2000,
-        batch_size=256,
+        batch_size=128,
         data=DataConfig(
             source="shapes",
             image_size=32,
@@ -28,12 +28,12 @@ def get_config() -> Config:
         model=ModelConfig(
             image=EncoderConfig(name="convnet", options={"widths": [32, 64, 128]}),
             text=EncoderConfig(
-                name="transformer", options={"width": 64, "layers": 0, "dropout": 0.0}
+                name="transformer", options={"width": 128, "layers": 0, "dropout": 0.0}
             ),
             critic=CriticConfig(options={"width": 128, "hidden": 256}),
         ),
         negatives=NegativesConfig(name="shuffle", sides="both"),
         optim=OptimConfig(learning_rate=2e-3, weight_decay=0.01, ema_decay=0.995),
         # Independent pairs repeat scenes and captions, so that no search has a single right answer.
-        eval=EvalConfig(every=500, retrieval=(), max_information_pairs=2000),
+        eval=EvalConfig(every=250, retrieval=(), max_information_pairs=2000),
     )

@@ -44,7 +44,7 @@ class Factor:
 # No word that follows "a" begins with a vowel, and no phrase holds a comma, which would make the
 # caption a list of tags.
 FACTORS = (
-    Factor("size", (("small", "little"), ("medium", "mid"), ("big", "large")), (0.3, 0.3, 0.4)),
+    Factor("size", (("small", "little"), ("big", "large")), (0.4, 0.6)),
     Factor(
         "colour",
         (
@@ -65,7 +65,7 @@ FACTORS = (
             ("circle", "disc"),
             ("square", "box"),
             ("triangle", "wedge"),
-            ("diamond", "rhombus"),
+            ("bar", "stripe"),
             ("cross", "plus"),
             ("ring", "hoop"),
         ),
@@ -88,8 +88,8 @@ FACTORS = (
         (
             ("on white", "on snow"),
             ("on grey", "on concrete"),
-            ("on black", "at night"),
-            ("on beige", "on sand"),
+            ("on cream", "on paper"),
+            ("in the sky", "against the sky"),
         ),
         (0.4, 0.3, 0.2, 0.1),
     ),
@@ -97,20 +97,20 @@ FACTORS = (
 OPENINGS = ("a", "there is a", "this is a")
 
 # In the order of the factors' values; lengths in 64ths of the image's width.
-RADII = (8, 11, 15)
+RADII = (9, 15)
 COLOURS = (
     (220, 30, 40),
     (30, 150, 60),
     (40, 70, 210),
-    (250, 150, 190),
-    (130, 80, 40),
+    (240, 100, 160),
+    (120, 70, 30),
     (130, 50, 160),
-    (40, 200, 200),
-    (250, 210, 40),
+    (0, 150, 160),
+    (220, 170, 0),
 )
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "bar", "cross", "ring")
 CENTRES = ((16, 16), (48, 16), (16, 48), (48, 48), (32, 32))
-BACKGROUNDS = ((255, 255, 255), (140, 140, 140), (0, 0, 0), (225, 205, 170))
+BACKGROUNDS = ((255, 255, 255), (225, 225, 225), (255, 240, 200), (210, 230, 255))
 
 
 def draw(scene: Scene, size: int) -> np.ndarray:
@@ -132,7 +132,7 @@ def _inside(shape: str, x: np.ndarray, y: np.ndarray, radius: int) -> np.ndarray
         "circle": square_distance <= radius**2,
         "square": 5 * far <= 4 * radius,
         "triangle": (2 * abs(x) <= y + radius) & (y <= radius),
-        "diamond": near + far <= radius,
+        "bar": (abs(x) <= radius) & (3 * abs(y) <= radius),
         "cross": (far <= radius) & (4 * near <= radius),
         "ring": (square_distance <= radius**2) & (4 * square_distance >= radius**2),
     }
@@ -270,6 +270,6 @@ def build_splits(config: ShapesConfig, image_size: int) -> dict[str, Shapes]:
     if different < len(scenes):
         raise DataError(
             f"data.image_size={image_size} is too small for data.source='shapes': its "
-            f"{len(scenes):,} scenes make {different:,} different images; use 32 or more"
+            f"{len(scenes):,} scenes make {different:,} different images; use 22 or more"
         )
     return {split: Shapes(config, split, image_size) for split in SPLITS}
