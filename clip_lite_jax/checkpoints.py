@@ -153,7 +153,11 @@ def _parts(state: TrainState) -> dict[str, Any]:
             "model_state": state.model_state,
             "ema": state.ema,
         },
-        OPTIMIZER: {"opt_state": state.opt_state},
+        OPTIMIZER: {
+            "opt_state": state.opt_state,
+            "target": state.target,
+            "log_normalizer": state.log_normalizer,
+        },
     }
     return {
         part: {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}

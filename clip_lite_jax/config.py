@@ -134,10 +134,26 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ObjectiveConfig:
-    """The bound that is maximised; see `objectives`."""
+    """The bound that is maximised, and further terms of the loss; see `objectives`.
+
+    The loss is ``(1 - prior_weight) · (bound + visual_weight · visual + textual_weight · textual) +
+    prior_weight · prior``; a term of weight 0 costs nothing.
+    """
 
     name: str = "jsd"
     options: Options = Field(default_factory=dict)
+    visual_weight: NonNegativeFloat = 0.0
+    """Self-supervision: the bound between an image and a second random view of it."""
+    textual_weight: NonNegativeFloat = 0.0
+    """Self-supervision: the bound between a caption and another caption of the same image."""
+    self_critic: CriticConfig | None = None
+    """Critic of both self-supervised terms; None is one like `model.critic`."""
+    prior_weight: Fraction = 0.0
+    """Prior matching: features are pushed towards a uniform distribution on [0, 1]."""
+    prior_of: tuple[Literal["image", "text"], ...] = ("image",)
+    prior: Literal["adversarial", "published"] = "adversarial"
+    """``published`` has the sign of the published code, with which the encoder helps the
+    discriminator: for comparison with it only."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -259,6 +275,10 @@ class Config:
     steps: PositiveInt
     batch_size: PositiveInt
     """Pairs per step over all devices and processes."""
+    accumulate: PositiveInt = 1
+    """Parts of a batch that go through the encoders one after another, to save memory.  Negatives
+    are drawn within a part where `negatives.name` allows it (`train_step.draws_within_parts`);
+    otherwise every part is encoded twice (GradCache)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -79,7 +79,9 @@ def _restore(meta: Meta, checkpoints: Checkpoints, step: int, batch_size: int) -
     config = meta.config
     tokenizer = Tokenizer(meta.tokenizer, config.data.max_tokens)
     size = config.data.image_size
-    model = build_model(config.model, size, tokenizer.vocab_size, config.data.max_tokens)
+    model = build_model(
+        config.model, size, tokenizer.vocab_size, config.data.max_tokens, config.objective
+    )
     mesh = build_mesh()
     state, _ = init_state(
         model,

@@ -64,6 +64,8 @@ class Run:
             config.seed,
             config.optim.ema_decay > 0,
             self.mesh,
+            config.negatives,
+            config.batch_size,
         )
 
     def evaluators(self, stage: str) -> dict[str, Evaluator]:
@@ -128,7 +130,11 @@ def build_run(config: Config, workdir: Path) -> Run:
     write_atomic(stored, tokenizer.model)
     write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(config), indent=2))
     model = build_model(
-        config.model, config.data.image_size, tokenizer.vocab_size, config.data.max_tokens
+        config.model,
+        config.data.image_size,
+        tokenizer.vocab_size,
+        config.data.max_tokens,
+        config.objective,
     )
     meta = Meta(config, tokenizer.model, fingerprint(sources))
     return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)

@@ -27,15 +27,19 @@ def batch_spec() -> PartitionSpec:
     return PartitionSpec(BATCH_AXES)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, batch_spec())
+def batch_sharding(mesh: Mesh, parts: bool = False) -> NamedSharding:
+    """Rows over the devices; with `parts` the arrays are ``[parts, rows, ...]``."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES) if parts else batch_spec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Global arrays ``[B, ...]`` from this process's contiguous rows ``[B / processes, ...]``."""
-    sharding = batch_sharding(mesh)
+def put_batch(mesh: Mesh, batch: Any, parts: bool = False) -> Any:
+    """Global arrays ``[B, ...]`` from this process's contiguous rows ``[B / processes, ...]``.
+
+    With `parts` both have a leading dimension of parts, the rows of each contiguous.
+    """
+    sharding = batch_sharding(mesh, parts)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -8,18 +8,18 @@ from typing import Any
 
 import jax
 
+from clip_lite_jax.batch import Batch
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import NonFiniteError
+from clip_lite_jax.learner import build_learner
 from clip_lite_jax.metrics import MetricWriter, Progress
-from clip_lite_jax.negatives import build_sampler
-from clip_lite_jax.objectives import build_objective
 from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.run import Run, build_run, restore_or_init
 from clip_lite_jax.sharding import put_batch
-from clip_lite_jax.train_step import Batch, make_encode_fns, make_train_step
+from clip_lite_jax.train_step import make_encode_fns, make_train_step
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +32,35 @@ def train(config: Config, workdir: Path) -> Run:
       NonFiniteError: the loss or the gradient is no longer finite.
     """
     run = build_run(config, workdir)
-    sampler = build_sampler(config.negatives, config.batch_size, run.mesh)
-    objective = build_objective(config.objective.name, **config.objective.options)
+    learner = build_learner(
+        run.model,
+        config.objective,
+        config.negatives,
+        config.batch_size,
+        run.mesh,
+        config.seed,
+        config.accumulate,
+    )
     checkpoints = Checkpoints(workdir, config.checkpoint)
     state, optimizer = restore_or_init(run, checkpoints)
-    train_step = make_train_step(
-        run.model, objective, sampler, optimizer, run.mesh, config.seed, config.optim.ema_decay
-    )
+    train_step = make_train_step(learner, optimizer, run.mesh, config.optim.ema_decay)
     bind = make_encode_fns(run.model, run.mesh)
     evaluators = run.evaluators("validation")
     start = int(state.step)
     batches = train_batches(
-        TrainTransform(run.sources["train"], run.tokenizer, config.data, run.bad),
+        TrainTransform(
+            run.sources["train"],
+            run.tokenizer,
+            config.data,
+            run.bad,
+            second=config.objective.visual_weight + config.objective.textual_weight > 0,
+        ),
         config.batch_size,
         config.seed,
         start,
         jax.process_index(),
         jax.process_count(),
+        config.accumulate,
     )
     writer = MetricWriter(workdir, config, start, run.is_writer)
     progress = Progress(start, config.steps, config.batch_size, run.is_writer)
@@ -76,7 +88,7 @@ def train(config: Config, workdir: Path) -> Run:
         waiting = time.perf_counter()
         batch = next(batches)
         progress.waited(time.perf_counter() - waiting)
-        state, metrics = train_step(state, put_batch(run.mesh, batch))
+        state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
         # The step runs in the background: numbers of earlier steps are read meanwhile.
         pending.add(step + 1, metrics, batch)
 
@@ -132,7 +144,7 @@ class PendingMetrics:
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
         last_good = "none" if good is None else f"step {good}"
-        ids = [self.source.metadata(int(index)).id for index in batch.index]
+        ids = [self.source.metadata(int(index)).id for index in batch.index.ravel()]
         raise NonFiniteError(
             f"step {step}: loss={values['loss']}, gradient norm={values['gradient_norm']}, "
             f"parameter norm={values['parameter_norm']}. Last good checkpoint: {last_good}. Start "

@@ -5,12 +5,32 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.models import Model
-from clip_lite_jax.sharding import replicated
+from clip_lite_jax.negatives import (
+    Memory,
+    Pairs,
+    init_memory,
+    uses_memory,
+    uses_momentum_encoder,
+)
+from clip_lite_jax.sharding import batch_sharding, replicated
+
+GROUP_COLUMNS = 2
+"""Columns of `Batch.group`: what is shown, and the caption."""
+
+
+@flax.struct.dataclass
+class Target:
+    """What negatives of earlier steps need."""
+
+    params: Any  # of the momentum encoders, or None
+    memory: Memory | None
 
 
 @flax.struct.dataclass
@@ -20,6 +40,8 @@ class TrainState:
     model_state: Any  # statistics that are not trained by gradient; {} for the built-in encoders
     opt_state: Any
     ema: Any  # moving average of params, or None
+    target: Target | None
+    log_normalizer: Array  # [] running log E_Q[exp T] that `objectives.dv` divides by
 
     @property
     def eval_params(self) -> Any:
@@ -33,25 +55,57 @@ def init_state(
     seed: int,
     with_ema: bool,
     mesh: Mesh,
+    negatives: NegativesConfig | None = None,
+    batch: int = 0,
 ) -> tuple[TrainState, optax.GradientTransformation]:
     """A fresh state, born in its sharding, and the optimizer for it.
 
-    `optimizer_of(params)` builds the optimizer; it sees shapes only.
+    `optimizer_of(params)` builds the optimizer; it sees shapes only.  `negatives` and `batch` say
+    what is to be remembered from step to step, if anything.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = optimizer_of(shapes[0])
 
     def init(key: Array) -> TrainState:
         params, model_state = model.init(key)
+        target = None
+        if negatives is not None and uses_memory(negatives):
+            pairs = _pair_shapes(model, params, model_state, batch)
+            memory = init_memory(negatives, batch, mesh, pairs)
+            target = Target(params if uses_momentum_encoder(negatives) else None, memory)
         return TrainState(
-            step=jax.numpy.zeros((), "int32"),
+            step=jnp.zeros((), "int32"),
             params=params,
             model_state=model_state,
             opt_state=optimizer.init(params),
             ema=params if with_ema else None,
+            target=target,
+            log_normalizer=jnp.full((), -jnp.inf),
         )
 
-    return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(seed)), optimizer
+    shardings = state_shardings(mesh, negatives is not None and uses_memory(negatives))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), optimizer
+
+
+def state_shardings(mesh: Mesh, with_memory: bool) -> Any:
+    """Everything whole on every device, but the memory, whose lanes are split like the batch."""
+    whole: Any = replicated(mesh)
+    if not with_memory:
+        return whole
+    target = Target(params=whole, memory=batch_sharding(mesh))  # type: ignore[arg-type]
+    return TrainState(whole, whole, whole, whole, whole, target, whole)
+
+
+def _pair_shapes(model: Model, params: Any, model_state: Any, batch: int) -> Pairs:
+    """Shapes and types of a batch's embeddings."""
+
+    def pairs() -> Pairs:
+        inputs = model.example_inputs(batch)
+        embedded, _ = model.embed(params, model_state, inputs, jax.random.key(0))
+        group = jnp.zeros((batch, GROUP_COLUMNS), jnp.int32)
+        return Pairs(embedded.image, embedded.text, group, jnp.zeros(batch, bool))
+
+    return jax.eval_shape(pairs)
 
 
 def step_keys(seed: int, step: Array) -> tuple[Array, Array]:

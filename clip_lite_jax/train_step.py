@@ -4,73 +4,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from clip_lite_jax.models import Inputs, Model
-from clip_lite_jax.negatives import Drawn, Pairs, Sampler
-from clip_lite_jax.objectives import Objective
+from clip_lite_jax.batch import Batch
+from clip_lite_jax.learner import Learner, make_gradient
+from clip_lite_jax.models import Model
+from clip_lite_jax.negatives import Pairs, remember, uses_memory
 from clip_lite_jax.sharding import batch_sharding, batch_shards, replicated
-from clip_lite_jax.train_state import TrainState, step_keys
-
-
-@flax.struct.dataclass
-class Batch:
-    """One global batch, or this process's rows of it."""
-
-    image: Any  # [B, H, W, 3] uint8
-    tokens: Any  # [B, L] int32
-    mask: Any  # [B, L] bool
-    group: Any  # [B, 2] int32: what is shown, and the caption; equal in either is no negative
-    valid: Any  # [B] bool; False marks the slot of an unusable example
-    index: Any  # [B] int32, position in the source
-
-    @property
-    def inputs(self) -> Inputs:
-        return Inputs(self.image, self.tokens, self.mask)
-
+from clip_lite_jax.train_state import Target, TrainState, state_shardings, step_keys
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
-def make_loss(
-    model: Model, objective: Objective, sampler: Sampler, seed: int
-) -> Callable[..., Any]:
-    """``loss(params, model_state, step, batch) -> (loss, (metrics, model_state, drawn))``."""
-
-    def loss(
-        params: Any, model_state: Any, step: Array, batch: Batch
-    ) -> tuple[Array, tuple[dict[str, Array], Any, Drawn]]:
-        dropout_key, negatives_key = step_keys(seed, step)
-        image, text, model_state = model.embed(params, model_state, batch.inputs, dropout_key)
-        pairs = Pairs(image, text, batch.group, batch.valid)
-        drawn = sampler(negatives_key, step, pairs, model.critic(params))
-        value, metrics = objective(drawn.scores)
-        return value, (metrics, model_state, drawn)
-
-    return loss
-
-
 def make_train_step(
-    model: Model,
-    objective: Objective,
-    sampler: Sampler,
+    learner: Learner,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    seed: int,
     ema_decay: float = 0.0,
 ) -> TrainStep:
     """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state."""
-    gradient = jax.value_and_grad(make_loss(model, objective, sampler, seed), has_aux=True)
+    gradient = make_gradient(learner)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        (loss, (metrics, model_state, _)), grads = gradient(
-            state.params, state.model_state, state.step, batch
-        )
+        (loss, learned), grads = gradient(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -78,21 +38,46 @@ def make_train_step(
             # Short at first, so that the average never drags the random initial weights along.
             decay = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10))
             ema = optax.incremental_update(params, ema, 1 - decay)
-        metrics |= {
+        metrics = learned.metrics | {
             "loss": loss,
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
             "bad_examples": jnp.sum(~batch.valid),
-        } | model.watched(state.params)
-        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+            **learner.model.watched(state.params),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=learned.model_state,
+            opt_state=opt_state,
+            ema=ema,
+            target=_new_target(learner, mesh, state, params, learned.pairs),
+            log_normalizer=metrics.get("dv_log_normalizer", state.log_normalizer),
+        )
+        return state, metrics
 
-    whole = replicated(mesh)
+    state_sharding = state_shardings(mesh, uses_memory(learner.negatives))
     return jax.jit(
         step,
-        in_shardings=(whole, batch_sharding(mesh)),
-        out_shardings=(whole, whole),
+        in_shardings=(state_sharding, batch_sharding(mesh, parts=learner.parts > 1)),
+        out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _new_target(
+    learner: Learner, mesh: Mesh, state: TrainState, params: Any, pairs: Pairs | None
+) -> Target | None:
+    """Momentum encoders a step further, and this step's embeddings in the memory."""
+    if state.target is None or pairs is None:
+        return state.target
+    config = learner.negatives
+    slow = state.target.params
+    if slow is not None:
+        slow = optax.incremental_update(params, slow, 1 - config.momentum)
+    _, key = step_keys(learner.seed, state.step)
+    key = jax.random.fold_in(key, 30)
+    return Target(slow, remember(config, learner.batch, mesh, key, state.step, pairs))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Eight devices compute what one computes: loss, gradients, parameters, drawn negatives."""
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -7,23 +8,71 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from clip_lite_jax.config import NegativesConfig, OptimConfig
-from clip_lite_jax.models import build_model
-from clip_lite_jax.negatives import NEGATIVES, build_sampler
-from clip_lite_jax.objectives import build_objective
+from clip_lite_jax.batch import Batch
+from clip_lite_jax.config import CriticConfig, NegativesConfig, ObjectiveConfig, OptimConfig
+from clip_lite_jax.learner import build_learner, make_gradient
+from clip_lite_jax.models import CRITICS, build_model
+from clip_lite_jax.negatives import NEGATIVES
+from clip_lite_jax.objectives import OBJECTIVES
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh, put_batch
 from clip_lite_jax.train_state import init_state
-from clip_lite_jax.train_step import Batch, make_loss, make_train_step
+from clip_lite_jax.train_step import make_train_step
 
 BATCH, STEPS = 64, 3
+
+
+@dataclass(frozen=True)
+class Case:
+    negatives: NegativesConfig
+    objective: str = "jsd"
+    critic: str = "dot"
+    terms: dict[str, Any] = field(default_factory=dict)
+    parts: int = 1
+    options: dict[str, Any] = field(default_factory=dict)  # of the critic
+
+    @property
+    def objective_config(self) -> ObjectiveConfig:
+        return ObjectiveConfig(name=self.objective)
+
+    @property
+    def critic_config(self) -> CriticConfig:
+        sizes = {"hidden": 16} | ({} if self.critic == "concat" else {"width": 16})
+        mild = {"temperature": 0.5} if self.critic == "dot" else {}
+        return CriticConfig(name=self.critic, options=sizes | mild | self.options)
+
+
+def negatives(name: str, **changes: Any) -> NegativesConfig:
+    return NegativesConfig(name=name, sides="both", memory=32, **changes)
+
+
+PUBLISHED = {"norm": "batch", "noisy_identity": True}
+TERMS = {"visual_weight": 1.0, "textual_weight": 1.0, "prior_weight": 0.1}
+CASES = {
+    "all": Case(negatives("all"), "infonce", "separable"),
+    "all, gathered": Case(negatives("all", implementation="gather"), "nwj", "bilinear"),
+    "all, ring": Case(negatives("all", implementation="ring", chunk=3), "sigmoid"),
+    "hard": Case(negatives("hard"), "jsd", "concat"),
+    "hard, block": Case(negatives("hard", pool="block"), "smile", "bilinear"),
+    "hard, memory": Case(negatives("hard", pool="memory"), "jsd"),
+    "importance": Case(negatives("importance"), "sigmoid", "separable"),
+    "importance, block": Case(negatives("importance", pool="block", proposal="exp"), "nwj"),
+    "k": Case(negatives("k", k=3), "dv", "separable"),
+    "memory": Case(negatives("memory"), "infonce", "concat"),
+    "queue": Case(negatives("queue"), "infonce"),
+    "roll": Case(negatives("roll"), "nwj", "dot", options=PUBLISHED),
+    "shuffle": Case(negatives("shuffle"), "dv"),
+    "terms": Case(negatives("shuffle"), terms=TERMS),
+    "one pass": Case(negatives("hard"), parts=2),
+    "two passes": Case(negatives("all", implementation="ring"), "infonce", parts=2),
+}
 ADAMW = OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
 SGD = OptimConfig(name="sgd", learning_rate=1e-2, warmup_steps=0, lookahead_steps=2)
 
 
-def make_batch(step: int) -> Batch:
+def make_batch(step: int, second: bool = False) -> Batch:
     rng = np.random.default_rng(step)
-    return Batch(
+    batch = Batch(
         image=rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8),
         tokens=rng.integers(0, 40, (BATCH, 8), np.int32),
         mask=np.arange(8) < rng.integers(1, 9, (BATCH, 1)),
@@ -31,33 +80,47 @@ def make_batch(step: int) -> Batch:
         valid=rng.random(BATCH) < 0.95,
         index=np.arange(BATCH, dtype=np.int32),
     )
+    return replace(batch, second=make_batch(step + 1000).inputs) if second else batch
 
 
-def train(devices: int, negatives: str, optim: OptimConfig, dtype: str) -> dict[str, Any]:
+def train(devices: int, config: Case, optim: OptimConfig, dtype: str) -> dict[str, Any]:
     """A few steps; what they computed, on the host."""
     mesh = build_mesh(jax.devices()[:devices])
     # A mild temperature keeps gradients of order one, so that 1e-6 means something in float32.
-    model = build_model(tiny_model(dtype, temperature=0.5), 16, vocab_size=40, max_tokens=8)
-    objective = build_objective("infonce" if negatives == "all" else "jsd")
-    sampler = build_sampler(NegativesConfig(name=negatives, sides="both"), BATCH, mesh)
+    settings = replace(tiny_model(dtype, temperature=0.5), critic=config.critic_config)
+    objective = replace(config.objective_config, **config.terms)
+    model = build_model(settings, 16, 40, 8, objective)
+    learner = build_learner(model, objective, config.negatives, BATCH, mesh, 0, config.parts)
     state, optimizer = init_state(
-        model, lambda p: build_optimizer(optim, 10, p), 0, optim.ema_decay > 0, mesh
+        model,
+        lambda p: build_optimizer(optim, 10, p),
+        0,
+        optim.ema_decay > 0,
+        mesh,
+        config.negatives,
+        BATCH,
     )
-    step = make_train_step(model, objective, sampler, optimizer, mesh, 0, optim.ema_decay)
-    gradient = jax.jit(jax.value_and_grad(make_loss(model, objective, sampler, 0), has_aux=True))
-    first = put_batch(mesh, make_batch(0))
-    (_, (_, _, drawn)), grads = gradient(state.params, state.model_state, state.step, first)
+    step = make_train_step(learner, optimizer, mesh, optim.ema_decay)
+
+    def batch(number: int) -> Batch:
+        made = make_batch(number, second=bool(config.terms))
+        if config.parts > 1:
+            made = jax.tree.map(lambda x: x.reshape(config.parts, -1, *x.shape[1:]), made)
+        return put_batch(mesh, made, config.parts > 1)
+
+    (_, learned), grads = jax.jit(make_gradient(learner))(state, batch(0))
     losses = []
     for number in range(STEPS):
-        state, metrics = step(state, put_batch(mesh, make_batch(number)))
+        state, metrics = step(state, batch(number))
         losses.append(metrics["loss"])
     floats = {"losses": losses, "grads": grads, "params": state.params, "ema": state.ema}
-    return jax.device_get({"floats": floats, "index": drawn.index, "valid": drawn.scores.valid})
+    kept = {} if state.target is None else {"target": state.target}
+    return jax.device_get({"floats": floats | kept, "index": learned.index})
 
 
 def assert_equal(one: dict[str, Any], eight: dict[str, Any], tolerance: float) -> None:
-    np.testing.assert_array_equal(one["index"], eight["index"])
-    np.testing.assert_array_equal(one["valid"], eight["valid"])
+    if one["index"] is not None:
+        np.testing.assert_array_equal(one["index"], eight["index"])
 
     def compare(path: Any, a: np.ndarray, b: np.ndarray) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=str(path))
@@ -65,15 +128,23 @@ def assert_equal(one: dict[str, Any], eight: dict[str, Any], tolerance: float) -
     jax.tree_util.tree_map_with_path(compare, one["floats"], eight["floats"])
 
 
-@pytest.mark.parametrize("negatives", NEGATIVES)
-def test_float64_adamw(negatives: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_float64_adamw(name: str) -> None:
     with jax.enable_x64(True):
-        one, eight = (train(n, negatives, ADAMW, "float64") for n in (1, 8))
-    assert one["floats"]["params"]["critic"]["score_bias"].dtype == np.float64
+        one, eight = (train(n, CASES[name], ADAMW, "float64") for n in (1, 8))
+    assert one["floats"]["losses"][0].dtype == np.float64
     assert_equal(one, eight, 1e-9)
 
 
-@pytest.mark.parametrize("negatives", NEGATIVES)
-def test_float32_sgd(negatives: str) -> None:
-    one, eight = (train(n, negatives, SGD, "float32") for n in (1, 8))
+@pytest.mark.parametrize("name", [*NEGATIVES, "one pass"])
+def test_float32_sgd(name: str) -> None:
+    one, eight = (train(n, CASES[name], SGD, "float32") for n in (1, 8))
     assert_equal(one, eight, 1e-6)
+
+
+def test_the_cases_cover_every_choice() -> None:
+    """Every pair of objective and critic, and of either with negatives, is for `tests/long`."""
+    cases = CASES.values()
+    assert {case.negatives.name for case in cases} == NEGATIVES.keys()
+    assert {case.objective for case in cases} == OBJECTIVES.keys()
+    assert {case.critic for case in cases} == CRITICS.keys()

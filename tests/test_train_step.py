@@ -11,14 +11,14 @@ import pytest
 from conftest import tiny_model
 from test_parity import make_batch
 
-from clip_lite_jax.config import NegativesConfig, OptimConfig
+from clip_lite_jax.batch import Batch
+from clip_lite_jax.config import NegativesConfig, ObjectiveConfig, OptimConfig
+from clip_lite_jax.learner import build_learner
 from clip_lite_jax.models import Model, build_model
-from clip_lite_jax.negatives import build_sampler
-from clip_lite_jax.objectives import build_objective
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh, put_batch
 from clip_lite_jax.train_state import TrainState, init_state
-from clip_lite_jax.train_step import Batch, TrainStep, make_encode_fns, make_train_step
+from clip_lite_jax.train_step import TrainStep, make_encode_fns, make_train_step
 
 WIDTH = 16  # of the embeddings of `tiny_model`
 
@@ -30,14 +30,19 @@ def build(
     mesh = build_mesh(jax.devices()[:devices])
     model = build_model(tiny_model(dtype), image_size=16, vocab_size=40, max_tokens=8)
     batch = make_batch(0)
-    sampler = build_sampler(NegativesConfig(name=negatives, sides="both"), len(batch.valid), mesh)
+    learner = build_learner(
+        model,
+        ObjectiveConfig(),
+        NegativesConfig(name=negatives, sides="both"),
+        len(batch.valid),
+        mesh,
+        seed=0,
+    )
     optim = OptimConfig(warmup_steps=0, learning_rate=1e-2)
     state, optimizer = init_state(
         model, lambda p: build_optimizer(optim, 10, p), 0, ema_decay > 0, mesh
     )
-    step = make_train_step(
-        model, build_objective("jsd"), sampler, optimizer, mesh, 0, ema_decay=ema_decay
-    )
+    step = make_train_step(learner, optimizer, mesh, ema_decay)
     return step, state, model, put_batch(mesh, batch)
 
 

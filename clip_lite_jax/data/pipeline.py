@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 import grain
 import jax
 import numpy as np
+from PIL import Image
 
+from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops, image_ops
 from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.train_step import Batch
+from clip_lite_jax.models import Inputs
 
 
 class TrainTransform(grain.transforms.RandomMap):
@@ -28,30 +30,56 @@ class TrainTransform(grain.transforms.RandomMap):
     """
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, config: DataConfig, bad: BadExamples
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        bad: BadExamples,
+        second: bool = False,
     ) -> None:
+        """With `second` a row holds another view and another caption, for self-supervision."""
         self.source, self.tokenizer, self.config, self.bad = source, tokenizer, config, bad
+        self.second = second
         self.mask_equal_captions = not isinstance(source, IndependentPairs)
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         size = self.config.image_size
         example = self.source[element]
-        augment = self.config.augment
         try:
             picture = image_ops.decode(example.image)
-            image, flipped = image_ops.augment(picture, size, augment, rng)
-            captions = caption_ops.choose(example.captions, self.config.captions)
-            caption = captions[int(rng.integers(len(captions)))]
-            caption = caption_ops.drop_from_list(caption, augment.tag_dropout, rng)
-            caption = caption_ops.swap_left_right(caption) if flipped else caption
+            views = [self._view(picture, example.captions, rng) for _ in range(1 + self.second)]
             valid = True
         except BadImage as error:
             self.bad.add(example.id, str(error))
-            image, caption, valid = np.zeros((size, size, 3), np.uint8), "", False
-        tokens, mask = self.tokenizer([caption])
-        alike = caption.casefold() if self.mask_equal_captions else example.group
+            views, valid = [(np.zeros((size, size, 3), np.uint8), "")] * (1 + self.second), False
+        inputs = [Inputs(image, *self._tokens(caption)) for image, caption in views]
+        alike = views[0][1].casefold() if self.mask_equal_captions else example.group
         group = np.array([stable_hash(example.group), stable_hash(alike)], np.int32)
-        return Batch(image, tokens[0], mask[0], group, np.bool_(valid), np.int32(element))
+        first = inputs[0]
+        return Batch(
+            first.image,
+            first.tokens,
+            first.mask,
+            group,
+            np.bool_(valid),
+            np.int32(element),
+            inputs[1] if self.second else None,
+        )
+
+    def _view(
+        self, picture: Image.Image, captions: Sequence[str], rng: np.random.Generator
+    ) -> tuple[np.ndarray, str]:
+        """A random view, uint8 ``[size, size, 3]``, and a caption that is true of it."""
+        augment = self.config.augment
+        image, flipped = image_ops.augment(picture, self.config.image_size, augment, rng)
+        chosen = caption_ops.choose(captions, self.config.captions)
+        caption = chosen[int(rng.integers(len(chosen)))]
+        caption = caption_ops.drop_from_list(caption, augment.tag_dropout, rng)
+        return image, caption_ops.swap_left_right(caption) if flipped else caption
+
+    def _tokens(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
+        tokens, mask = self.tokenizer([caption])
+        return tokens[0], mask[0]
 
 
 def stable_hash(text: str) -> int:
@@ -66,8 +94,12 @@ def train_batches(
     start_step: int,
     process: int,
     processes: int,
+    parts: int = 1,
 ) -> Iterator[Batch]:
     """This process's rows ``[batch_size / processes, ...]`` of the batches from `start_step` on.
+
+    In `parts` a batch is ``[parts, batch_size / parts / processes, ...]``, its parts one after
+    another in the order of the global batch.
 
     Raises:
       DataError: fewer examples than a batch holds.
@@ -77,7 +109,7 @@ def train_batches(
         raise DataError(
             f"batch_size={batch_size} is more than the {count} training examples; lower batch_size"
         )
-    rows = batch_size // processes
+    rows = batch_size // parts // processes
     batches = (
         grain.MapDataset.range(count)
         .shuffle(seed)
@@ -86,8 +118,10 @@ def train_batches(
         .seed(seed)
         .random_map(transform)
         .batch(rows, drop_remainder=True, batch_fn=stack)
-        .slice(slice(start_step * processes + process, None, processes))
+        .slice(slice(start_step * parts * processes + process, None, processes))
     )
+    if parts > 1:
+        batches = batches.batch(parts, batch_fn=stack)
     threads = transform.config.threads
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=transform.config.prefetch if threads else 0

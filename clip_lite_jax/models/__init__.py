@@ -4,9 +4,18 @@ from clip_lite_jax.models.dual_encoder import (
     CRITICS,
     IMAGE_ENCODERS,
     TEXT_ENCODERS,
+    Embedded,
     Inputs,
     Model,
     build_model,
 )
 
-__all__ = ["CRITICS", "IMAGE_ENCODERS", "TEXT_ENCODERS", "Inputs", "Model", "build_model"]
+__all__ = [
+    "CRITICS",
+    "IMAGE_ENCODERS",
+    "TEXT_ENCODERS",
+    "Embedded",
+    "Inputs",
+    "Model",
+    "build_model",
+]

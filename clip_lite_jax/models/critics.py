@@ -40,7 +40,7 @@ class ProjectionBlock(nn.Module):
         if self.norm == "batch":
             mask = None if valid is None else valid[:, None]
             single = jnp.dtype(self.param_dtype) == jnp.float32
-            norm = nn.BatchNorm(not train, 0.9, force_float32_reductions=single, **types)
+            norm = nn.BatchNorm(not train, momentum=0.9, force_float32_reductions=single, **types)
             h = norm(h, mask=mask)
         else:
             h = nn.LayerNorm(**types)(h)
@@ -52,7 +52,26 @@ class ProjectionBlock(nn.Module):
 
 def _noisy_identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     noise = jax.random.uniform(key, shape, dtype, -0.01, 0.01)
-    return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)
+    return jnp.where(jnp.eye(shape[0], shape[1], dtype=bool), 1.0, noise)
+
+
+class PriorDiscriminator(nn.Module):
+    """Logit that features were drawn uniformly from [0, 1] rather than made by an encoder.
+
+    Source: Deep InfoMax (arXiv 1808.06670), section 3.3; sizes as in CLIP-Lite's loss.py.
+    """
+
+    hidden: tuple[int, int] = (1000, 200)
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:  # [B, F] -> [B]
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = features
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, **types)(x))
+        return nn.Dense(1, **types)(x)[..., 0].astype(self.param_dtype)
 
 
 class DotCritic(nn.Module):

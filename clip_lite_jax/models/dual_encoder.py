@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import pydantic
 from jax import Array
 
-from clip_lite_jax.config import ModelConfig, Options
+from clip_lite_jax.config import CriticConfig, ModelConfig, ObjectiveConfig, Options
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.models.convnet import ConvNet
 from clip_lite_jax.models.critics import (
     BilinearCritic,
     ConcatCritic,
     DotCritic,
+    PriorDiscriminator,
     SeparableCritic,
 )
 from clip_lite_jax.models.transformer import Transformer
@@ -42,58 +43,111 @@ PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 class Inputs:
     """What the two towers read."""
 
-    image: Array  # [B, H, W, 3] uint8
-    tokens: Array  # [B, L] int32
-    mask: Array  # [B, L] bool, True for real tokens
-    valid: Array | None = None  # [B] bool; False keeps an example out of batch statistics
+    image: Any  # [B, H, W, 3] uint8
+    tokens: Any  # [B, L] int32
+    mask: Any  # [B, L] bool, True for real tokens
+    valid: Any = None  # [B] bool; False keeps an example out of batch statistics
+
+
+@flax.struct.dataclass
+class Embedded:
+    """A batch after encoders and critics' projections; None where the loss has no such term."""
+
+    image: Any  # [B, D]
+    text: Any  # [B, D]
+    image_features: Any = None  # [B, F] for the prior
+    text_features: Any = None
+    views: Any = None  # ([B, D], [B, D]) the image and its second view
+    captions: Any = None  # ([B, D], [B, D]) the caption and a second one
 
 
 class DualEncoder(nn.Module):
-    """Image encoder, text encoder and critic under one parameter tree."""
+    """Image encoder, text encoder and critics under one parameter tree."""
 
     image_encoder: nn.Module
     text_encoder: nn.Module
     critic: nn.Module
     dtype: Any
+    visual_critic: nn.Module | None = None
+    textual_critic: nn.Module | None = None
+    image_prior: nn.Module | None = None
+    text_prior: nn.Module | None = None
 
-    def __call__(self, inputs: Inputs, train: bool = False) -> tuple[Array, Array]:
-        image = self.encode_image(inputs.image, train, inputs.valid)
-        text = self.encode_text(inputs.tokens, inputs.mask, train, inputs.valid)
-        self.critic.pairs(image, text)  # so that `init` creates the parameters of the score
-        return image, text
+    def __call__(
+        self, inputs: Inputs, second: Inputs | None = None, train: bool = False
+    ) -> Embedded:
+        valid = inputs.valid
+        image = self.image_features(inputs.image, train)
+        text = self.text_encoder(inputs.tokens, inputs.mask, train)
+        views = captions = None
+        if self.visual_critic is not None and second is not None:
+            other = self.image_features(second.image, train)
+            views = _project(self.visual_critic, image, other, train, valid)
+        if self.textual_critic is not None and second is not None:
+            other = self.text_encoder(second.tokens, second.mask, train)
+            captions = _project(self.textual_critic, text, other, train, valid)
+        return Embedded(
+            *_project(self.critic, image, text, train, valid),
+            image if self.image_prior is not None else None,
+            text if self.text_prior is not None else None,
+            views,
+            captions,
+        )
 
-    def encode_image(self, images: Array, train: bool = False, valid: Array | None = None) -> Array:
+    def create(self, inputs: Inputs) -> None:
+        """Touches every parameter, for `init`."""
+        embedded = self(inputs, inputs)
+        self.pairs(embedded.image, embedded.text)
+        if embedded.views is not None:
+            self.pairs(embedded.views[0], embedded.views[1], "visual_critic")
+        if embedded.captions is not None:
+            self.pairs(embedded.captions[0], embedded.captions[1], "textual_critic")
+        for prior in ("image", "text"):
+            if getattr(self, f"{prior}_prior") is not None:
+                self.prior_logits(getattr(embedded, f"{prior}_features"), prior)
+
+    def image_features(self, images: Array, train: bool = False) -> Array:
         mean, std = jnp.asarray(PIXEL_MEAN, self.dtype), jnp.asarray(PIXEL_STD, self.dtype)
-        pixels = (images.astype(self.dtype) / 255 - mean) / std
-        return self.critic.project_image(self.image_encoder(pixels, train), train, valid)
+        return self.image_encoder((images.astype(self.dtype) / 255 - mean) / std, train)
 
-    def encode_text(
-        self, tokens: Array, mask: Array, train: bool = False, valid: Array | None = None
-    ) -> Array:
-        return self.critic.project_text(self.text_encoder(tokens, mask, train), train, valid)
+    def encode_image(self, images: Array) -> Array:
+        return self.critic.project_image(self.image_features(images))
 
-    def pairs(self, image: Array, text: Array) -> Array:
-        return self.critic.pairs(image, text)
+    def encode_text(self, tokens: Array, mask: Array) -> Array:
+        return self.critic.project_text(self.text_encoder(tokens, mask, False))
 
-    def matrix(self, image: Array, text: Array) -> Array:
-        return self.critic.matrix(image, text)
+    def pairs(self, image: Array, text: Array, critic: str = "critic") -> Array:
+        return getattr(self, critic).pairs(image, text)
+
+    def matrix(self, image: Array, text: Array, critic: str = "critic") -> Array:
+        return getattr(self, critic).matrix(image, text)
+
+    def prior_logits(self, features: Array, prior: str) -> Array:
+        return getattr(self, f"{prior}_prior")(features)
 
     def watched(self) -> dict[str, Array]:
         return self.critic.watched()
 
 
+def _project(
+    critic: nn.Module, one: Array, other: Array, train: bool, valid: Array | None
+) -> tuple[Array, Array]:
+    return critic.project_image(one, train, valid), critic.project_text(other, train, valid)
+
+
 @flax.struct.dataclass
 class BoundCritic:
-    """The critic with its parameters: `negatives.Critic`."""
+    """A critic with its parameters: `negatives.Critic`."""
 
     params: Any
     module: DualEncoder = flax.struct.field(pytree_node=False)
+    name: str = flax.struct.field(pytree_node=False, default="critic")
 
     def pairs(self, image: Any, text: Any) -> Any:
-        return self.module.apply({"params": self.params}, image, text, method="pairs")
+        return self.module.apply({"params": self.params}, image, text, self.name, method="pairs")
 
     def matrix(self, image: Any, text: Any) -> Any:
-        return self.module.apply({"params": self.params}, image, text, method="matrix")
+        return self.module.apply({"params": self.params}, image, text, self.name, method="matrix")
 
 
 @dataclass(frozen=True)
@@ -104,28 +158,39 @@ class Model:
     image_size: int
     max_tokens: int
 
+    def example_inputs(self, batch: int) -> Inputs:
+        """Inputs of the right shapes and types: blank images, one empty caption each."""
+        return Inputs(
+            jnp.zeros((batch, self.image_size, self.image_size, 3), jnp.uint8),
+            jnp.zeros((batch, self.max_tokens), jnp.int32),
+            jnp.ones((batch, self.max_tokens), bool),
+        )
+
     def init(self, key: Array) -> tuple[Any, Any]:
         """Fresh ``(params, model_state)``; `model_state` holds what is not trained by gradient."""
-        inputs = Inputs(
-            jnp.zeros((1, self.image_size, self.image_size, 3), jnp.uint8),
-            jnp.zeros((1, self.max_tokens), jnp.int32),
-            jnp.ones((1, self.max_tokens), bool),
-        )
-        variables = dict(self.module.init(key, inputs))
+        variables = dict(self.module.init(key, self.example_inputs(1), method="create"))
         return variables.pop("params"), variables
 
     def embed(
-        self, params: Any, model_state: Any, inputs: Inputs, dropout_key: Array
-    ) -> tuple[Array, Array, Any]:
-        """Training pass: embeddings ``[B, D]`` of images and texts, and the new model state."""
-        (image, text), new_state = self.module.apply(
+        self,
+        params: Any,
+        model_state: Any,
+        inputs: Inputs,
+        dropout_key: Array,
+        second: Inputs | None = None,
+    ) -> tuple[Embedded, Any]:
+        """Training pass: the embedded batch and the new model state.
+
+        `second` holds another view and another caption of every example, for self-supervision.
+        """
+        return self.module.apply(
             {"params": params, **model_state},
             inputs,
+            second,
             True,
             rngs={"dropout": dropout_key},
             mutable=list(model_state),
         )
-        return image, text, new_state
 
     def encode_image(self, params: Any, model_state: Any, images: Array) -> Any:
         """``[B, H, W, 3]`` uint8 → ``[B, D]``."""
@@ -137,32 +202,61 @@ class Model:
         variables = {"params": params, **model_state}
         return self.module.apply(variables, tokens, mask, method="encode_text")
 
-    def critic(self, params: Any) -> BoundCritic:
-        # Only its own parameters: what travels with them round a ring of devices stays small.
-        return BoundCritic({"critic": params["critic"]}, self.module)
+    def critic(self, params: Any, name: str = "critic") -> BoundCritic:
+        # Only its own parameters: what is differentiated round a ring of devices stays small.
+        return BoundCritic({name: params[name]}, self.module, name)
+
+    def prior_logits(self, params: Any, features: Array, prior: str) -> Any:
+        """Features ``[B, F]`` → logits ``[B]`` of the discriminator ``image`` or ``text``."""
+        own = {"params": {f"{prior}_prior": params[f"{prior}_prior"]}}
+        return self.module.apply(own, features, prior, method="prior_logits")
 
     def watched(self, params: Any) -> Any:
         """Numbers [] of the critic that a run logs, by name."""
         return self.module.apply({"params": params}, method="watched")
 
 
-def build_model(config: ModelConfig, image_size: int, vocab_size: int, max_tokens: int) -> Model:
-    """The model that `config` describes.
+def build_model(
+    config: ModelConfig,
+    image_size: int,
+    vocab_size: int,
+    max_tokens: int,
+    objective: ObjectiveConfig | None = None,
+) -> Model:
+    """The model that `config` describes, with what the terms of `objective` need.
 
     Raises:
       ConfigError: an unknown encoder or critic, or an option it does not have.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
-    types = {
+    types: dict[str, Any] = {
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.dtype("float64" if config.dtype == "float64" else "float32"),
     }
     image = _build(IMAGE_ENCODERS, "model.image", config.image.name, config.image.options, types)
     text_fixed = types | {"vocab_size": vocab_size, "max_tokens": max_tokens}
     text = _build(TEXT_ENCODERS, "model.text", config.text.name, config.text.options, text_fixed)
-    critic = _build(CRITICS, "model.critic", config.critic.name, config.critic.options, types)
-    module = DualEncoder(image, text, critic, types["dtype"])
+    terms = objective or ObjectiveConfig()
+
+    def critic(wanted: bool, field: str, chosen: CriticConfig) -> nn.Module | None:
+        return _build(CRITICS, field, chosen.name, chosen.options, types) if wanted else None
+
+    def prior(name: str) -> nn.Module | None:
+        wanted = terms.prior_weight > 0 and name in terms.prior_of
+        return PriorDiscriminator(**types) if wanted else None
+
+    own = terms.self_critic or config.critic
+    module = DualEncoder(
+        image,
+        text,
+        _build(CRITICS, "model.critic", config.critic.name, config.critic.options, types),
+        types["dtype"],
+        critic(terms.visual_weight > 0, "objective.self_critic", own),
+        critic(terms.textual_weight > 0, "objective.self_critic", own),
+        prior("image"),
+        prior("text"),
+    )
     return Model(module, image_size, max_tokens)
 
 

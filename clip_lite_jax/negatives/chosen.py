@@ -163,7 +163,8 @@ def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weigh
                 pool,
                 remembered_of(pairs, side),
             )
-        slots = jnp.broadcast_to(jnp.arange(pool.index.shape[1]), pool.index.shape)
+        slots = jnp.arange(pool.index.shape[1], dtype=jnp.int32)
+        slots = jnp.broadcast_to(slots, pool.index.shape)
         anchors = to_lanes(anchors_of(pairs, side), layout)
         chooser = _Chooser(draw_key, step, critic, side, weighting, config.chunk)
         best = chooser.visit(_nothing(anchors, config.k), anchors, pool, slots)

@@ -25,6 +25,7 @@ from clip_lite_jax.objectives.bounds import (
     sigmoid,
     smile,
 )
+from clip_lite_jax.objectives.prior import prior_matching
 from clip_lite_jax.objectives.scores import RowScores, Scores, Totals
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Scores",
     "Totals",
     "build_objective",
+    "prior_matching",
 ]
 
 Objective = Callable[[Scores | RowScores], tuple[Array, dict[str, Array]]]

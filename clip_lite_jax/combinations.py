@@ -1,0 +1,51 @@
+"""What goes together: objectives, negatives and accumulation.  Nothing here is compiled."""
+
+from clip_lite_jax.config import NegativesConfig, ObjectiveConfig
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.negatives import uses_memory
+from clip_lite_jax.objectives import STREAMED
+
+WITHIN_PARTS = ("hard", "importance", "k", "roll", "shuffle")
+"""Negatives that may be drawn within a part of the batch."""
+
+
+def check_combination(
+    objective: ObjectiveConfig, negatives: NegativesConfig, batch: int, parts: int = 1
+) -> None:
+    """Raises `ConfigError`, with what to use instead, for what does not go together.
+
+    Unknown names pass: `build_objective` and `build_sampler` list the valid ones.
+    """
+    streaming = negatives.name == "all" and negatives.implementation != "dense"
+    if streaming and objective.name not in STREAMED:
+        raise ConfigError(
+            f"objective.name={objective.name!r} needs all scores at once, and "
+            f"negatives.implementation={negatives.implementation!r} keeps none: set it to dense"
+        )
+    if negatives.name == "importance" and objective.name in ("dv", "infonce", "smile"):
+        raise ConfigError(
+            f"negatives.name='importance' estimates a mean over negatives without bias, and "
+            f"objective.name={objective.name!r} takes its logarithm: use the negatives all or hard,"
+            " or the objectives jsd, nwj or sigmoid"
+        )
+    if parts == 1:
+        return
+    if batch % parts:
+        raise ConfigError(f"batch_size={batch} does not divide into accumulate={parts} parts")
+    if draws_within_parts(objective, negatives) and negatives.block not in (None, batch // parts):
+        raise ConfigError(
+            f"negatives.block={negatives.block}: with accumulate={parts} negatives are drawn "
+            f"within parts of {batch // parts} rows; leave it out or set it to that"
+        )
+
+
+def draws_within_parts(objective: ObjectiveConfig, negatives: NegativesConfig) -> bool:
+    """Whether accumulation draws negatives within parts, and so encodes every part only once.
+
+    Not for the logarithm of a mean (`dv`, `smile`), which does not add up over parts.
+    """
+    return (
+        negatives.name in WITHIN_PARTS
+        and not uses_memory(negatives)
+        and objective.name not in ("dv", "smile")
+    )

@@ -1,0 +1,313 @@
+"""What a step learns from a batch: its loss and the gradient of it, whole or in parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh
+
+from clip_lite_jax.batch import Batch
+from clip_lite_jax.combinations import check_combination, draws_within_parts
+from clip_lite_jax.config import NegativesConfig, ObjectiveConfig
+from clip_lite_jax.models import Embedded, Model
+from clip_lite_jax.negatives import (
+    Pairs,
+    Sampler,
+    build_sampler,
+    uses_memory,
+    uses_momentum_encoder,
+)
+from clip_lite_jax.objectives import (
+    STREAMED,
+    Objective,
+    Scores,
+    Totals,
+    build_objective,
+    prior_matching,
+)
+from clip_lite_jax.train_state import TrainState, step_keys
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The loss of a model on a batch; `build_learner` makes one that is consistent."""
+
+    model: Model
+    objective: Objective
+    sampler: Sampler
+    self_sampler: Sampler
+    terms: ObjectiveConfig
+    negatives: NegativesConfig
+    batch: int
+    parts: int
+    within_parts: bool
+    seed: int
+
+
+@flax.struct.dataclass
+class Learned:
+    """What else comes of a loss."""
+
+    metrics: dict[str, Array]
+    model_state: Any
+    pairs: Pairs | None  # of the whole batch; None where negatives are drawn within parts
+    index: Any  # rows of the negatives, see `negatives.Drawn`
+
+
+GradientFn = Callable[[TrainState, Batch], tuple[tuple[Array, Learned], Any]]
+"""``(state, batch) -> ((loss [], Learned), gradient of the parameters)``"""
+
+
+def build_learner(
+    model: Model,
+    objective: ObjectiveConfig,
+    negatives: NegativesConfig,
+    batch: int,
+    mesh: Mesh,
+    seed: int,
+    parts: int = 1,
+) -> Learner:
+    """The learner for global batches of `batch` rows that are encoded in `parts`.
+
+    Raises:
+      ConfigError: what does not go together, unknown names, or sizes that do not divide.
+    """
+    check_combination(objective, negatives, batch, parts)
+    within = parts > 1 and draws_within_parts(objective, negatives)
+    rows = batch // parts if within else batch
+    bound = STREAMED.get(objective.name)
+    without_memory = replace(negatives, name="shuffle") if uses_memory(negatives) else negatives
+    return Learner(
+        model=model,
+        objective=build_objective(objective.name, **objective.options),
+        sampler=build_sampler(negatives, rows, mesh, bound),
+        self_sampler=build_sampler(without_memory, rows, mesh, bound),
+        terms=objective,
+        negatives=negatives,
+        batch=batch,
+        parts=parts,
+        within_parts=within,
+        seed=seed,
+    )
+
+
+def make_gradient(learner: Learner) -> GradientFn:
+    """The loss and its gradient; see `_in_one_pass` and `_in_two_passes` for parts."""
+    if learner.parts == 1:
+        return _of_the_whole(learner)
+    return _in_one_pass(learner) if learner.within_parts else _in_two_passes(learner)
+
+
+def _of_the_whole(learner: Learner) -> GradientFn:
+    def gradient(state: TrainState, batch: Batch) -> tuple[tuple[Array, Learned], Any]:
+        def loss(params: Any) -> tuple[Array, Learned]:
+            embedded, keys, model_state = _embed(learner, params, state, batch, 0)
+            rows = jnp.arange(learner.batch, dtype=jnp.int32)
+            labels = (batch.group, batch.valid, rows)
+            value, learned = _loss(learner, params, state, embedded, keys, labels)
+            return value, replace(learned, model_state=model_state)
+
+        return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+    return gradient
+
+
+def _in_one_pass(learner: Learner) -> GradientFn:
+    """Negatives stay within a part, so the losses of the parts add up to that of the batch.
+
+    That batch has the same block-diagonal negatives: `negatives.block` is a part.  Sums and counts
+    are kept apart, the counts found first: which negatives are valid does not depend on scores.
+    """
+    rows = learner.batch // learner.parts
+
+    def gradient(state: TrainState, batch: Batch) -> tuple[tuple[Array, Learned], Any]:
+        row = jnp.arange(learner.batch, dtype=jnp.int32).reshape(learner.parts, rows)
+        totals = _count(learner, state, batch, row)
+
+        def of_part(model_state: Any, part: Array, batch: Batch, row: Array) -> Any:
+            current = replace(state, model_state=model_state)
+
+            def loss(params: Any) -> Any:
+                embedded, keys, new_state = _embed(learner, params, current, batch, part)
+                labels = (batch.group, batch.valid, row)
+                value, learned = _loss(learner, params, current, embedded, keys, labels, totals)
+                return value, (learned.metrics, learned.index, new_state)
+
+            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            metrics, index, model_state = aux
+            return (value, metrics, grads), (model_state, index)
+
+        def add(carry: tuple[Any, Any], part: tuple[Array, Batch, Array]) -> Any:
+            model_state, so_far = carry
+            new, (model_state, index) = of_part(model_state, *part)
+            return (model_state, jax.tree.map(jnp.add, so_far, new)), index
+
+        given = (jnp.arange(learner.parts), batch, row)
+        first = jax.tree.map(lambda x: x[0], given)
+        start = _zeros_like(jax.eval_shape(of_part, state.model_state, *first)[0])
+        carry, index = lax.scan(add, (state.model_state, start), given)
+        model_state, (value, metrics, grads) = carry
+        return (value, Learned(metrics, model_state, None, index)), grads
+
+    return gradient
+
+
+def _count(learner: Learner, state: TrainState, batch: Batch, row: Array) -> Totals:
+    """Valid pairs and negatives of the whole batch, drawn by a critic that scores nothing."""
+    _, key = step_keys(learner.seed, state.step)
+
+    def of_part(batch: Batch, row: Array) -> tuple[Array, Array]:
+        blank = jnp.zeros((*row.shape, 1), jnp.float32)
+        pairs = Pairs(blank, blank, batch.group, batch.valid, row)
+        scores = learner.sampler(key, state.step, pairs, _Indifferent()).scores
+        assert isinstance(scores, Scores)
+        negatives = jnp.sum(jnp.where(scores.valid, scores.multiplicity, 0.0))
+        return jnp.sum(batch.valid), negatives
+
+    pairs, negatives = lax.map(lambda part: of_part(*part), (batch, row))
+    return Totals(jnp.sum(pairs), jnp.sum(negatives), learner.parts)
+
+
+@flax.struct.dataclass
+class _Indifferent:
+    def pairs(self, image: Any, text: Any) -> Array:
+        return jnp.sum(image * text, axis=-1)
+
+    def matrix(self, image: Any, text: Any) -> Array:
+        return jnp.zeros((*image.shape[:-1], text.shape[-2]), image.dtype)
+
+
+def _in_two_passes(learner: Learner) -> GradientFn:
+    """The parts are encoded, the loss of all embeddings taken, and the parts encoded once more.
+
+    Equal to the whole batch for any loss, as long as no layer mixes examples (BatchNorm).  Row
+    i · parts + m of the batch is row i of part m: that leaves every row on its device.
+    Source: GradCache (arXiv 2101.06983), section 3.
+    """
+
+    def joined(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+    def gradient(state: TrainState, batch: Batch) -> tuple[tuple[Array, Learned], Any]:
+        numbers = jnp.arange(learner.parts)
+
+        def first_pass(model_state: Any, given: tuple[Array, Batch]) -> tuple[Any, Any]:
+            current = replace(state, model_state=model_state)
+            embedded, keys, model_state = _embed(learner, state.params, current, given[1], given[0])
+            return model_state, (embedded, keys)
+
+        model_state, (embedded, keys) = lax.scan(first_pass, state.model_state, (numbers, batch))
+        rows = jnp.arange(learner.batch, dtype=jnp.int32)
+        labels = (*joined((batch.group, batch.valid)), rows)
+
+        def head(params: Any, embedded: Embedded) -> tuple[Array, Learned]:
+            return _loss(learner, params, state, joined(embedded), joined(keys), labels)
+
+        function = jax.value_and_grad(head, argnums=(0, 1), has_aux=True)
+        (value, learned), (grads, pulls) = function(state.params, embedded)
+
+        def second_pass(grads: Any, given: tuple[Array, Batch, Embedded]) -> tuple[Any, None]:
+            part, part_batch, pull = given
+            _, back = jax.vjp(
+                lambda p: _embed(learner, p, state, part_batch, part)[0], state.params
+            )
+            return jax.tree.map(jnp.add, grads, back(pull)[0]), None
+
+        grads, _ = lax.scan(second_pass, grads, (numbers, batch, pulls))
+        return (value, replace(learned, model_state=model_state)), grads
+
+    return gradient
+
+
+# --- The loss -------------------------------------------------------------------------------------
+
+Keys = tuple[Any, Any]
+"""Embeddings ``[B, D]`` of images and texts by the momentum encoders, or None."""
+Labels = tuple[Array, Array, Array]
+"""Groups ``[B, G]``, validity ``[B]`` and row in the whole batch ``[B]``."""
+
+
+def _embed(
+    learner: Learner, params: Any, state: TrainState, batch: Batch, part: Array | int
+) -> tuple[Embedded, Keys, Any]:
+    """The embedded rows of a part, their keys, and the new model state."""
+    dropout_key, _ = step_keys(learner.seed, state.step)
+    dropout_key = jax.random.fold_in(dropout_key, part)
+    model = learner.model
+    embedded, model_state = model.embed(
+        params, state.model_state, batch.inputs, dropout_key, batch.second
+    )
+    if not uses_momentum_encoder(learner.negatives) or state.target is None:
+        return embedded, (None, None), model_state
+    slow = state.target.params
+    keys = (
+        model.encode_image(slow, state.model_state, batch.image),
+        model.encode_text(slow, state.model_state, batch.tokens, batch.mask),
+    )
+    return embedded, lax.stop_gradient(keys), model_state
+
+
+def _loss(
+    learner: Learner,
+    params: Any,
+    state: TrainState,
+    embedded: Embedded,
+    keys: Keys,
+    labels: Labels,
+    totals: Totals | None = None,
+) -> tuple[Array, Learned]:
+    """The loss [] of embedded rows: the bound, and the terms beside it."""
+    _, key = step_keys(learner.seed, state.step)
+    group, valid, row = labels
+    memory = None if state.target is None else state.target.memory
+    key_image, key_text = keys
+    pairs = Pairs(embedded.image, embedded.text, group, valid, row, key_image, key_text, memory)
+    drawn = learner.sampler(key, state.step, pairs, learner.model.critic(params))
+    scores = replace(drawn.scores, totals=totals)
+    if isinstance(scores, Scores):
+        scores = replace(scores, log_normalizer=state.log_normalizer)
+    value, metrics = learner.objective(scores)
+    terms, model = learner.terms, learner.model
+
+    for number, (name, weight, both) in enumerate(
+        (
+            ("visual", terms.visual_weight, embedded.views),
+            ("textual", terms.textual_weight, embedded.captions),
+        )
+    ):
+        if both is None:
+            continue
+        views = Pairs(both[0], both[1], group, valid, row)
+        self_key = jax.random.fold_in(key, 10 + number)
+        critic = model.critic(params, f"{name}_critic")
+        scores = learner.self_sampler(self_key, state.step, views, critic).scores
+        own, _ = learner.objective(replace(scores, totals=totals))
+        metrics = metrics | {"bound_loss": value, f"{name}_loss": own}
+        value = value + weight * own
+
+    if terms.prior_weight:
+        prior = jnp.zeros((), value.dtype)
+        for name in terms.prior_of:
+            discriminator = partial(_prior_logits, model, name)
+            features = getattr(embedded, f"{name}_features")
+            # By the first row: every part of a batch draws its own.
+            prior_key = jax.random.fold_in(jax.random.fold_in(key, 20 + len(name)), row[0])
+            prior += prior_matching(
+                discriminator, params, features, valid, prior_key, terms.prior, totals
+            )
+        metrics = metrics | {"prior_loss": prior}
+        value = (1 - terms.prior_weight) * value + terms.prior_weight * prior
+    return value, Learned(metrics, None, pairs, drawn.index)
+
+
+def _prior_logits(model: Model, name: str, params: Any, features: Array) -> Array:
+    return model.prior_logits(params, features, name)
+
+
+def _zeros_like(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
