@@ -253,7 +253,7 @@ def oracle(level: float, samples: int, seed: int = 0) -> dict[str, float]:
 def run(settings: Settings, command: str) -> dict[str, Any]:
     """All results, ready for JSON; numbers that are not finite become None."""
     began = time.perf_counter()
-    results = {
+    results: dict[str, Any] = {
         "command": command,
         "provenance": provenance(),
         "settings": asdict(settings) | {"batch": GROUP},
@@ -279,9 +279,9 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    if not isinstance(value, float):
-        return value
-    return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def main() -> None:
