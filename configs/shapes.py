@@ -10,6 +10,7 @@ from clip_lite_jax.config import (
     ModelConfig,
     NegativesConfig,
     OptimConfig,
+    ShapesConfig,
 )
 
 
@@ -20,6 +21,7 @@ def get_config() -> Config:
         batch_size=128,
         data=DataConfig(
             source="shapes",
+            shapes=ShapesConfig(examples=256_000),  # each is seen once: nothing to learn by heart
             image_size=32,
             max_tokens=32,
             # Cropped, mirrored or recoloured, an image would no longer tell its scene.
