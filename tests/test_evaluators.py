@@ -133,6 +133,8 @@ def test_read_offs_of_the_true_log_ratio() -> None:
     assert offs["jsd_loss"] == pytest.approx(0.685, rel=0.02)
     assert offs["nwj_lower_bound"] == pytest.approx(truth, rel=0.05)
     assert 0 < offs["jsd_lower_bound"] < truth
+    assert offs["dv_estimate"] == pytest.approx(truth, rel=0.05)
+    assert offs["smile_estimate"] == pytest.approx(truth, rel=0.05)
 
 
 @pytest.mark.parametrize("distort", [0.0, 0.3, 1.0, 3.0, -1.0])
@@ -183,15 +185,25 @@ def test_intervals_equal_a_bootstrap_by_hand() -> None:
     groups = np.array([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 7])
     found = intervals(scores, groups, resamples=200, seed=3)
     draws = np.random.default_rng(3).multinomial(8, np.full(8, 1 / 8), size=200)
-    losses, nwjs = [], []
+    by_hand: dict[str, list[float]] = {
+        name: [] for name in ("jsd_loss", "nwj_lower_bound", "dv_estimate", "smile_estimate")
+    }
+    infonce = []
     for times in draws:
         rows = [i for i, g in enumerate(groups) for _ in range(times[g])]
         positive = scores[rows, rows]
         negative = np.array([scores[i, j] for i in rows for j in rows if i != j])
         offs = read_offs(positive, negative)
-        losses.append(offs["jsd_loss"])
-        nwjs.append(offs["nwj_lower_bound"])
-    for name, values in (("jsd_loss", losses), ("nwj_lower_bound", nwjs)):
+        for name, values in by_hand.items():
+            values.append(offs[name])
+        losses = [
+            np.logaddexp.reduce([matrix[i, i], *(matrix[i, j] for j in rows if j != i)])
+            - matrix[i, i]
+            for matrix in (scores, scores.T)
+            for i in rows
+        ]
+        infonce.append(math.log(len(rows)) - np.mean(losses))
+    for name, values in (by_hand | {"infonce_lower_bound": infonce}).items():
         ends = [found[f"{name}_{end}"] for end in ("low", "high")]
         np.testing.assert_allclose(ends, np.quantile(values, (0.025, 0.975)))
     assert found["jsd_lower_bound_low"] == certified_bound(found["jsd_loss_high"])

@@ -17,6 +17,9 @@ from clip_lite_jax.train_step import EncodeFns
 CHANCE_LOSS = 2 * math.log(2)
 """JSD loss of a critic that knows nothing, in nats."""
 
+SMILE_TAU = 5.0
+"""Scores of shuffled pairs are clipped to this, either way, for ``smile_estimate``."""
+
 
 class Information:
     """Scores of held-out pairs, one caption each, against all other pairings of them.
@@ -73,11 +76,24 @@ def infonce_read_offs(scores: np.ndarray) -> dict[str, float]:
     The lower bound, log N minus the loss, holds in expectation for any critic and never exceeds
     log N (CPC, arXiv 1807.03748, eq. 5).
     """
-    scores = scores.astype(np.float64)
-    own = np.diagonal(scores)
-    losses = [np.logaddexp.reduce(scores, axis=axis) - own for axis in (0, 1)]
-    loss = float(np.mean(losses))
+    loss = float(_infonce_losses(scores.astype(np.float64), np.ones((1, len(scores))))[0])
     return {"infonce_loss": loss, "infonce_lower_bound": math.log(len(scores)) - loss}
+
+
+def _infonce_losses(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """InfoNCE loss ``[R]`` of scores ``[N, N]`` where example i occurs `weight` ``[R, N]`` times.
+
+    Copies of an example meet as candidates only once: they are no evidence against each other.
+    """
+    losses = []
+    for matrix in (scores, scores.T):
+        top = matrix.max(axis=1, keepdims=True)
+        odds = np.exp(matrix - top)
+        own = np.diagonal(odds).copy()
+        np.fill_diagonal(odds, 0.0)
+        rows = np.log(weight @ odds.T + own) + top[:, 0] - np.diagonal(matrix)  # [R, N]
+        losses.append(np.sum(weight * rows, axis=1) / weight.sum(axis=1))
+    return np.mean(losses, axis=0)
 
 
 def intervals(
@@ -105,11 +121,17 @@ def intervals(
 
     scores = scores.astype(np.float64)
     own = np.diagonal(scores)
+    top = scores.max()
+    clipped = np.exp(np.clip(scores, -SMILE_TAU, SMILE_TAU))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # worthless bounds are -inf
+        log_mean_exp = np.log(mean_q(np.exp(scores - top))) + top
         samples = {
             "jsd_loss": mean_p(np.logaddexp(0, -own)) + mean_q(np.logaddexp(0, scores)),
             "score_positive": mean_p(own),
-            "nwj_lower_bound": 1 + mean_p(own) - mean_q(np.exp(np.minimum(scores, 700))),
+            "nwj_lower_bound": 1 + mean_p(own) - np.exp(log_mean_exp),
+            "dv_estimate": mean_p(own) - log_mean_exp,
+            "smile_estimate": mean_p(own) - np.log(mean_q(clipped)),
+            "infonce_lower_bound": np.log(weight.sum(axis=1)) - _infonce_losses(scores, weight),
         }
     ends = {name: np.nanquantile(sample, (0.025, 0.975)) for name, sample in samples.items()}
     ends["jsd_lower_bound"] = np.array([certified_bound(loss) for loss in ends["jsd_loss"][::-1]])
@@ -167,6 +189,9 @@ def read_offs(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
     NWJ at T + 1 (arXiv 0809.0853), in expectation, and ``jsd_lower_bound`` (`certified_bound`) for
     the expected loss.  Read off few pairs, either can come out above the information by chance.
     ``score_positive`` estimates the information at the optimum T = log r and bounds nothing.
+    ``dv_estimate`` would be a bound if the logarithm of the mean of exp T were known; of a sample
+    it is too low in expectation, and the estimate too high.  ``smile_estimate`` is the same with
+    clipped scores (arXiv 1910.06222, eq. 14) and no bound either.
     """
     positive, negative = positive.astype(np.float64), negative.astype(np.float64)
     loss = float(np.mean(np.logaddexp(0, -positive)) + np.mean(np.logaddexp(0, negative)))
@@ -175,6 +200,7 @@ def read_offs(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
     nwj = (
         1 + float(np.mean(positive)) - (math.exp(log_mean_exp) if log_mean_exp < 700 else math.inf)
     )
+    clipped = np.mean(np.exp(np.clip(negative, -SMILE_TAU, SMILE_TAU)))
     accuracy = (float(np.mean(positive > 0)) + float(np.mean(negative < 0))) / 2
     return {
         "jsd_loss": loss,
@@ -184,6 +210,8 @@ def read_offs(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
         "critic_accuracy": accuracy,
         "jsd_lower_bound": certified_bound(loss),
         "nwj_lower_bound": nwj,
+        "dv_estimate": float(np.mean(positive)) - log_mean_exp,
+        "smile_estimate": float(np.mean(positive) - np.log(clipped)),
         "pairs": len(positive),
     }
 
