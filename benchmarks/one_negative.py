@@ -1,0 +1,187 @@
+"""How much one negative per pair is worth at every batch size: ``python -m benchmarks.one_negative``.
+
+Frozen towers, a trained projection per side, equal examples seen.  The learning rate of every row
+is chosen on the validation galleries with seeds of its own; the test galleries are ranked once per
+run.  Finished runs are kept, so that the command can be stopped and started again.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.frozen_features import FEATURES_FILE, Features, load_features
+from benchmarks.one_negative_methods import RECIPES, Recipe
+from benchmarks.one_negative_report import markdown, plot
+from benchmarks.one_negative_train import Setting, Task, Trainer, build_task
+from clip_lite_jax.files import read_json_lines, write_atomic
+from clip_lite_jax.provenance import provenance
+
+RESULTS = Path("benchmarks/results/one_negative.json")
+PAGE = Path("docs/one_negative_table.md")
+PICTURE = Path("docs/one_negative.png")
+CELLS = Path("runs/one_negative/cells.jsonl")
+
+
+@dataclass(frozen=True)
+class Plan:
+    setting: Setting = Setting()
+    batches: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    selected: tuple[int, ...] = (8, 64, 512)
+    """Batch sizes at which the learning rate is chosen; the others take or interpolate its factor."""
+    factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of `base_rate`."""
+    selection_seeds: tuple[int, ...] = (100, 101)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    recipes: tuple[str, ...] = (
+        "infonce",
+        "sigmoid",
+        "ranking_hard",
+        "sigmoid_importance",
+        "jsd_hard",
+        "reembedded_ranking",
+        "jsd_shuffle",
+        "jsd_hard_memory",
+    )
+
+
+QUICK = Plan(
+    setting=Setting(epochs=2, components=4, width=4, hidden=4),
+    batches=(4, 8, 16),
+    selected=(4, 16),
+    factors=(0.5, 1.0),
+    selection_seeds=(100,),
+    seeds=(0, 1),
+    recipes=("infonce", "sigmoid", "jsd_importance"),
+)
+
+
+def base_rate(batch: int) -> float:
+    """The square-root rule: 1e-2 at a batch of 64."""
+    return 1e-2 * (batch / 64) ** 0.5
+
+
+def interpolated(batch: int, chosen: dict[int, float]) -> float:
+    """The factor at a batch size, linear in the logarithms of both."""
+    sizes = sorted(chosen)
+    logs = np.log([chosen[size] for size in sizes])
+    return float(np.exp(np.interp(np.log(batch), np.log(sizes), logs)))
+
+
+class Cells:
+    """Finished runs, one line each, by the settings that made them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.done = {cell["key"]: cell for cell in read_json_lines(path)}
+
+    def get(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        name = json.dumps(key, sort_keys=True)
+        if name not in self.done:
+            cell = {"key": name, **measure()}
+            with self.path.open("a") as file:
+                file.write(json.dumps(cell) + "\n")
+            self.done[name] = cell
+        return self.done[name]
+
+
+class RowRuns:
+    """All runs of one recipe at one batch size; compiled when the first is needed."""
+
+    def __init__(self, plan: Plan, name: str, batch: int, task: Task, cells: Cells) -> None:
+        self.recipe: Recipe = RECIPES[name]
+        self.trainer = Trainer(plan.setting, self.recipe, batch, task)
+        self.key = {"setting": asdict(plan.setting), "recipe": asdict(self.recipe), "batch": batch}
+        self.cells = cells
+        self.train: Callable[[int, float], tuple[Any, float]] | None = None
+
+    def run(self, seed: int, factor: float, stage: str) -> dict[str, Any]:
+        """R@1 of one run on the galleries of a stage, and its seconds without compilation."""
+
+        def measure() -> dict[str, Any]:
+            rate = factor * base_rate(self.trainer.batch)
+            if self.train is None:
+                self.train = self.trainer.compile()
+            params, seconds = self.train(seed, rate)
+            return {"top_1": self.trainer.top_1(params, stage), "seconds": round(seconds, 3)}
+
+        return self.cells.get(self.key | {"seed": seed, "factor": factor, "stage": stage}, measure)
+
+    def temporaries(self) -> int:
+        key = self.key | {"what": "temporaries"}
+        return int(self.cells.get(key, lambda: {"bytes": self.trainer.temporaries()})["bytes"])
+
+
+def choose(plan: Plan, runs: dict[int, RowRuns]) -> dict[int, float]:
+    """The factor with the best mean over the selection seeds, at each of `plan.selected`."""
+
+    def score(batch: int, factor: float) -> float:
+        cells = (runs[batch].run(s, factor, "validation") for s in plan.selection_seeds)
+        return float(np.mean([cell["top_1"] for cell in cells]))
+
+    return {b: max(plan.factors, key=lambda f: score(b, f)) for b in plan.selected}
+
+
+def measure_row(plan: Plan, name: str, task: Task, cells: Cells) -> dict[str, Any]:
+    """One row of the table, its numbers by batch size."""
+    runs = {batch: RowRuns(plan, name, batch, task, cells) for batch in plan.batches}
+    chosen = choose(plan, runs)
+    recipe = RECIPES[name]
+    by_batch = {}
+    for batch, row in runs.items():
+        factor = interpolated(batch, chosen)
+        found = [row.run(seed, factor, "test") for seed in plan.seeds]
+        by_batch[batch] = {
+            "factor": factor,
+            "top_1": [float(np.mean(cell["top_1"])) for cell in found],
+            "galleries": [cell["top_1"] for cell in found],
+            "seconds": float(np.median([cell["seconds"] for cell in found])),
+            "scored": recipe.scored(batch),
+            "back_propagated": recipe.back_propagated(batch),
+            "temporaries": row.temporaries(),
+        }
+        print(f"{name:24} {batch:5} {np.mean(by_batch[batch]['top_1']):.4f}", flush=True)
+    return {"name": name, "label": recipe.label, "chosen": chosen, "batches": by_batch}
+
+
+def measure(plan: Plan, features: Features, folder: Path) -> Iterator[dict[str, Any]]:
+    task = build_task(features, plan.setting.components)
+    cells = Cells(folder)
+    for name in plan.recipes:
+        yield measure_row(plan, name, task, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--features", type=Path, default=FEATURES_FILE)
+    parser.add_argument("--cells", type=Path, default=CELLS, help="where finished runs are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--plot", type=Path, default=PICTURE)
+    parser.add_argument("--quick", action="store_true", help="a few small runs, to see it work")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else Plan()
+    rows = list(measure(plan, load_features(arguments.features), arguments.cells))
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks.one_negative", *sys.argv[1:]]),
+        "provenance": provenance(),
+        "plan": asdict(plan),
+        "rows": rows,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(arguments.out, json.dumps(results, indent=1) + "\n")
+    results = json.loads(arguments.out.read_text())
+    write_atomic(arguments.page, markdown(results))
+    plot(results, arguments.plot)
+    print(f"written to {arguments.out}, {arguments.page} and {arguments.plot}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Statistics, tables and the picture of `one_negative`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+REFERENCE = "infonce"
+FULL = "sigmoid"
+
+
+def paired(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+    """Mean difference of runs of equal seeds, with its 95 % interval by Student's t."""
+    difference = np.subtract(values, reference)
+    mean = float(difference.mean())
+    error = difference.std(ddof=1) / np.sqrt(difference.size)
+    half = float(stats.t.ppf(0.975, difference.size - 1) * error)
+    return mean, mean - half, mean + half
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def _against(row: dict[str, Any], reference: dict[str, Any], batch: str) -> str:
+    found = paired(row["batches"][batch]["top_1"], reference["batches"][batch]["top_1"])
+    return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
+
+
+def _costs(row: dict[str, Any], batch: str) -> str:
+    cell = row["batches"][batch]
+    pairs = f"{cell['scored']:,} / {cell['back_propagated']:,}"
+    return f"{pairs}; {cell['seconds']:.1f} s; {cell['temporaries'] / 1e6:.2f} MB"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Top-1, differences to InfoNCE and to the full sigmoid loss, chosen rates, and costs."""
+    rows = {row["name"]: row for row in results["rows"]}
+    batches = list(next(iter(rows.values()))["batches"])
+    reference, full = rows[REFERENCE], rows[FULL]
+    others = [row for name, row in rows.items() if name != REFERENCE]
+    head = ["row", *(f"batch {batch}" for batch in batches)]
+
+    def lines(cell: Any, of: list[dict[str, Any]]) -> list[list[str]]:
+        return [[row["label"], *(cell(row, batch) for batch in batches)] for row in of]
+
+    def top_1(row: dict[str, Any], batch: str) -> str:
+        return _mean_and_deviation(row["batches"][batch]["top_1"])
+
+    parts = [
+        ("Mean top-1 of the four test sets", _table(head, lines(top_1, list(rows.values())))),
+        (
+            f"Difference to {reference['label']}, paired by seed",
+            _table(head, lines(lambda r, b: _against(r, reference, b), others)),
+        ),
+        (
+            f"Difference to {full['label']}, paired by seed",
+            _table(
+                head,
+                lines(lambda r, b: _against(r, full, b), [r for r in others if r is not full]),
+            ),
+        ),
+        (
+            "Pairs scored / back-propagated per step; seconds per run; temporaries of a step",
+            _table(head, lines(_costs, list(rows.values()))),
+        ),
+        (
+            "Learning rate, as a factor of 1e-2 · sqrt(batch / 64)",
+            _table(
+                head,
+                lines(lambda r, b: f"{r['batches'][b]['factor']:.2f}", list(rows.values())),
+            ),
+        ),
+    ]
+    return "\n".join(f"### {title}\n\n{table}" for title, table in parts)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Top-1 against the batch size, with the spread over the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    # Okabe and Ito's colours can be told apart by colour-blind readers.
+    colours = ("#000000", "#7f7f7f", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
+    ends = []
+    for row, colour in zip(results["rows"], colours, strict=False):
+        sizes = np.array([int(batch) for batch in row["batches"]])
+        values = np.array([cell["top_1"] for cell in row["batches"].values()])
+        mean, deviation = values.mean(1), values.std(1, ddof=1)
+        everything = row["name"] in (REFERENCE, FULL)
+        axes.fill_between(sizes, mean - deviation, mean + deviation, color=colour, alpha=0.1, lw=0)
+        style = {"linestyle": "--" if everything else "-", "marker": "s" if everything else "o"}
+        axes.plot(sizes, mean, color=colour, lw=1.8, ms=4, label=row["label"], **style)
+        ends.append(mean)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("top-1, mean of four held-out sets")
+    axes.set_ylim(bottom=max(0.0, float(np.min(ends)) - 0.02))
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center")
+    axes.set_title(
+        "One negative per pair against the whole batch, equal examples seen",
+        loc="left",
+        fontsize=11,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
