@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.negatives import NEGATIVES, Drawn, Pairs, build_sampler, layout_of
+from clip_lite_jax.objectives import STREAMED, build_objective
 from clip_lite_jax.sharding import build_mesh, put_batch
 
 WIDTH = 8
+OF_THE_BATCH = sorted(NEGATIVES.keys() - {"queue", "memory"})  # those are in test_memory.py
 
 
 @flax.struct.dataclass
@@ -36,7 +38,7 @@ class Cosine:
 
 def make_pairs(batch: int, groups: int | None = None, bad: tuple[int, ...] = ()) -> Pairs:
     rng = np.random.default_rng(0)
-    image, text = rng.normal(size=(2, batch, WIDTH)).astype(np.float32) / np.sqrt(WIDTH)
+    image, text = (rng.normal(size=(2, batch, WIDTH)) / np.sqrt(WIDTH)).astype(np.float32)
     own = np.arange(batch, dtype=np.int32)
     group = np.stack([own if groups is None else own % groups, own + batch], 1).astype(np.int32)
     valid = ~np.isin(own, bad)
@@ -71,7 +73,7 @@ def test_derangement_of_the_whole_batch(name: str, sides: str, mesh: Mesh) -> No
     assert drawn.scores.valid.all()
 
 
-@pytest.mark.parametrize("name", NEGATIVES)
+@pytest.mark.parametrize("name", OF_THE_BATCH)
 @pytest.mark.parametrize("sides", ["text", "image", "both"])
 def test_scores_are_those_of_the_drawn_rows(name: str, sides: str, mesh: Mesh) -> None:
     pairs = make_pairs(64)
@@ -84,7 +86,7 @@ def test_scores_are_those_of_the_drawn_rows(name: str, sides: str, mesh: Mesh) -
         np.testing.assert_allclose(drawn.scores.negative[side], rows, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NEGATIVES)
+@pytest.mark.parametrize("name", OF_THE_BATCH)
 def test_draws_do_not_depend_on_the_number_of_devices(name: str) -> None:
     config = NegativesConfig(name=name, sides="both", lanes=8, block=64)
     pairs = make_pairs(128, groups=50, bad=(3, 77))
@@ -202,7 +204,7 @@ def test_hard_beta_ramps_from_zero() -> None:
     np.testing.assert_allclose(late, hardest.scores.negative.mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NEGATIVES)
+@pytest.mark.parametrize("name", OF_THE_BATCH)
 def test_group_members_and_bad_examples_are_no_negatives(name: str, mesh: Mesh) -> None:
     pairs = make_pairs(64, groups=5, bad=(0, 9, 33))
     drawn = draw(NegativesConfig(name=name, sides="both"), pairs, mesh)
@@ -251,7 +253,7 @@ def test_lanes_follow_from_the_batch(batch: int, lanes: int) -> None:
 
 def test_names_and_sizes_are_checked() -> None:
     mesh = build_mesh()
-    with pytest.raises(ConfigError, match="all, hard, importance, k, roll, shuffle"):
+    with pytest.raises(ConfigError, match="all, hard, importance, k, memory, queue, roll, shuffle"):
         build_sampler(NegativesConfig(name="shufle"), 64, mesh)
     with pytest.raises(ConfigError, match="does not divide over 8 devices"):
         build_sampler(NegativesConfig(name="roll"), 60, mesh)
@@ -263,28 +265,34 @@ def test_names_and_sizes_are_checked() -> None:
         build_sampler(NegativesConfig(name="all", implementation="ring"), 64, mesh)
 
 
-# --- What crosses the network: read from the compiled program -------------------------------------
+# --- What crosses the network, and what is held: read from the compiled program ------------------
 
-COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-to-all|collective-permute|all-reduce)\(")
+COLLECTIVE = re.compile(
+    r"= (.+?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\("
+)
+COLUMNS = 2  # of group; what travels beside an embedding are these, validity and index
 
 
-def collectives(name: str, batch: int) -> list[tuple[str, str]]:
-    """(kind, result shape) of the collectives of a loss and its gradient on eight devices."""
-    mesh = build_mesh()
-    sampler = build_sampler(NegativesConfig(name=name, sides="both"), batch, mesh)
+def compiled_gradient(config: NegativesConfig, batch: int, devices: int) -> Any:
+    """The compiled gradient of a loss over the embeddings of a batch."""
+    mesh = build_mesh(jax.devices()[:devices])
+    objective = "infonce" if config.name == "all" else "jsd"
+    sampler = build_sampler(config, batch, mesh, STREAMED[objective])
+    fn = build_objective(objective)
 
-    def loss(pairs: Pairs) -> jax.Array:
-        scores = sampler(jax.random.key(0), jnp.zeros((), int), pairs, Cosine()).scores
-        return jnp.sum(scores.positive) + jnp.sum(jnp.where(scores.valid, scores.negative, 0))
-
-    def gradient(pairs: Pairs) -> jax.Array:
-        return jax.grad(lambda e: loss(pairs.replace(image=e[0], text=e[1])))(
-            (pairs.image, pairs.text)
-        )
+    def loss(embeddings: tuple[jax.Array, jax.Array], pairs: Pairs) -> jax.Array:
+        image, text = embeddings
+        given = pairs.replace(image=image, text=text)
+        return fn(sampler(jax.random.key(0), jnp.zeros((), int), given, Cosine()).scores)[0]
 
     pairs = put_batch(mesh, make_pairs(batch))
-    program = jax.jit(gradient).lower(pairs).compile().as_text()
-    assert program is not None
+    return jax.jit(jax.grad(loss)).lower((pairs.image, pairs.text), pairs).compile()
+
+
+@functools.cache
+def collectives(config: NegativesConfig, batch: int, devices: int) -> list[tuple[str, str]]:
+    """(kind, result shape) of the collectives of a loss and its gradient."""
+    program = compiled_gradient(config, batch, devices).as_text()
     return [(kind, shape) for shape, kind in COLLECTIVE.findall(program)]
 
 
@@ -294,19 +302,53 @@ def elements(shape: str) -> int:
     return sum(int(np.prod([int(n) for n in size.split(",") if n])) for size in sizes)
 
 
-@pytest.mark.parametrize("name", ["roll", "shuffle", "hard"])
-def test_no_embedding_is_gathered(name: str) -> None:
-    batch = 512
-    found = collectives(name, batch)
-    assert found
-    local = batch // 8 * WIDTH
-    for kind, shape in found:
-        assert kind != "all-gather", (kind, shape)
-        if kind != "all-reduce":
-            # At most the device's own embeddings cross the network, per tensor and direction.
-            assert elements(shape) <= local, (kind, shape)
+@pytest.mark.parametrize("name", ["roll", "shuffle", "hard", "importance", "k"])
+@pytest.mark.parametrize("devices", [2, 8])
+def test_at_most_its_own_embeddings_leave_a_device(name: str, devices: int) -> None:
+    """Per tensor and direction, however many devices there are; and nothing is gathered."""
+    batch = 64 * devices
+    found = collectives(NegativesConfig(name=name, sides="both", lanes=8), batch, devices)
+    exchanges = [(kind, elements(shape)) for kind, shape in found if kind != "all-reduce"]
+    assert {kind for kind, _ in exchanges} <= {"all-to-all", "collective-permute"}
+    local = batch // devices * WIDTH
+    assert all(size <= local for _, size in exchanges)
+    # Two sides: an embedding there, its gradient back, and the three small arrays beside it.
+    assert len(exchanges) <= 2 * (2 + 3)
+    large = [size for _, size in exchanges if size > batch // devices * COLUMNS]
+    assert len(large) <= 4
+    # Means over the batch are numbers; gradients of parameters would come on top.
+    assert all(elements(shape) <= 16 for kind, shape in found if kind == "all-reduce")
 
 
 def test_roll_sends_one_row_per_boundary() -> None:
-    sent = {elements(shape) for kind, shape in collectives("roll", 512) if kind != "all-reduce"}
+    found = collectives(NegativesConfig(name="roll", sides="both"), 512, 8)
+    sent = {elements(shape) for kind, shape in found if kind != "all-reduce"}
     assert max(sent) == WIDTH
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NegativesConfig(name="shuffle", sides="both"),
+        NegativesConfig(name="hard", sides="both", lanes=8, block=512),
+        NegativesConfig(name="importance", sides="both", pool="block", chunk=32),
+        NegativesConfig(name="all", sides="both", implementation="ring", chunk=32),
+    ],
+    ids=["shuffle", "hard", "importance, block", "all, ring"],
+)
+def test_memory_is_linear_in_the_batch(config: NegativesConfig) -> None:
+    used = [
+        compiled_gradient(config, batch, 8).memory_analysis().temp_size_in_bytes
+        for batch in (2048, 4096, 8192)
+    ]
+    assert used[2] - used[1] < 2.2 * (used[1] - used[0])
+    assert used[2] < 2.2 * used[1]
+
+
+def test_dense_memory_is_not() -> None:
+    config = NegativesConfig(name="all", sides="both")
+    used = [
+        compiled_gradient(config, batch, 8).memory_analysis().temp_size_in_bytes
+        for batch in (2048, 4096)
+    ]
+    assert used[1] > 3 * used[0]

@@ -1,0 +1,170 @@
+"""The bench of one negative against the batch: protocol, statistics, prototype."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import one_negative as bench
+from benchmarks.frozen_features import Features, save_features
+from benchmarks.frozen_pairs import SPLITS
+from benchmarks.one_negative_methods import RECIPES, FromLibrary, Reembedding, Visits, draw
+from benchmarks.one_negative_report import markdown, paired
+from benchmarks.one_negative_train import Setting, build_task, visits
+from clip_lite_jax.negatives import Pairs
+
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    """Forty pairs in every split, two of a group; text is a linear function of image."""
+    rng = np.random.default_rng(0)
+    n = ROWS * len(SPLITS)
+    image = rng.normal(size=(n, 6)).astype(np.float32)
+    joined = image @ rng.normal(size=(6, 5)).astype(np.float32)
+    return Features(
+        image=image,
+        caption=np.repeat(joined, 2, axis=0),
+        joined=joined,
+        owner=np.repeat(np.arange(n, dtype=np.int32), 2),
+        group=np.arange(n, dtype=np.int32) // 2,
+        split=np.repeat(SPLITS, ROWS),
+        id=np.array([f"pair {i}" for i in range(n)]),
+        text=np.array([f"caption {i}" for i in range(2 * n)]),
+        provenance={},
+    )
+
+
+def test_quick_run_can_be_continued(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_features(tmp_path / "features.npz", features)
+    names = {"features": "features.npz", "cells": "cells.jsonl", "out": "results/out.json"}
+    names |= {"page": "page.md", "plot": "plot.png"}
+    options = [x for name, file in names.items() for x in (f"--{name}", str(tmp_path / file))]
+    monkeypatch.setattr(sys, "argv", ["one_negative", "--quick", *options])
+    bench.main()
+    results = json.loads((tmp_path / "results/out.json").read_text())
+    page, cells = (tmp_path / "page.md").read_text(), (tmp_path / "cells.jsonl").read_text()
+    assert [row["name"] for row in results["rows"]] == list(bench.QUICK.recipes)
+    for row in results["rows"]:
+        assert list(row["batches"]) == ["4", "8", "16"]
+        for cell in row["batches"].values():
+            assert len(cell["top_1"]) == len(bench.QUICK.seeds)
+            assert cell["temporaries"] > 0 and cell["seconds"] > 0
+    assert page == markdown(results)
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    # A line that a kill cut short is made again, and nothing else.
+    (tmp_path / "cells.jsonl").write_text(cells[: cells.rindex('{"key"') + 20] + "\n")
+    bench.main()
+    again = json.loads((tmp_path / "results/out.json").read_text())
+    assert [r["batches"].keys() for r in again["rows"]] == [
+        r["batches"].keys() for r in results["rows"]
+    ]
+    assert (tmp_path / "cells.jsonl").read_text().count('"top_1"') == cells.count('"top_1"')
+
+
+def test_selection_never_touches_test_rows(features: Features, tmp_path: Path) -> None:
+    """With the test rows replaced by noise, all that is chosen and all training stay the same."""
+    test = np.char.startswith(features.split, "test/")
+    rng = np.random.default_rng(1)
+    image, joined = features.image.copy(), features.joined.copy()
+    image[test] = rng.normal(size=image[test].shape)
+    joined[test] = rng.normal(size=joined[test].shape)
+    caption = np.repeat(joined, 2, axis=0)
+    changed = replace(features, image=image, joined=joined, caption=caption)
+    plan, chosen = replace(bench.QUICK, selected=(4,), batches=(4,)), []
+    for number, given in enumerate((features, changed)):
+        cells = bench.Cells(tmp_path / f"{number}.jsonl")
+        runs = {4: bench.RowRuns(plan, "infonce", 4, build_task(given, 4), cells)}
+        chosen.append((bench.choose(plan, runs), [c["top_1"] for c in cells.done.values()]))
+        stages = {json.loads(key)["stage"] for key in cells.done}
+        assert stages == {"validation"}
+    assert chosen[0] == chosen[1]
+    assert not set(plan.selection_seeds) & set(plan.seeds)
+    assert not set(bench.Plan().selection_seeds) & set(bench.Plan().seeds)
+
+
+def test_paired_difference_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    values, reference = rng.normal(size=5), rng.normal(size=5)
+    expected = stats.ttest_rel(values, reference)
+    low, high = expected.confidence_interval(0.95)
+    assert paired(values.tolist(), reference.tolist()) == pytest.approx(
+        (np.mean(values - reference), low, high)
+    )
+
+
+def test_visits_are_the_same_for_all_batch_sizes(features: Features) -> None:
+    data = build_task(features, 4).train
+    small, large = (visits(3, data, 2, batch) for batch in (4, 16))
+    np.testing.assert_array_equal(small.example.reshape(-1), large.example.reshape(-1))
+    np.testing.assert_array_equal(np.sort(small.example[:10].reshape(-1)), np.arange(ROWS))
+    np.testing.assert_array_equal(small.caption // 2, small.example)
+
+
+def test_factor_is_interpolated_in_logarithms() -> None:
+    chosen = {4: 0.5, 64: 2.0}
+    assert [bench.interpolated(b, chosen) for b in (2, 4, 16, 64, 128)] == pytest.approx(
+        [0.5, 0.5, 1.0, 2.0, 2.0]
+    )
+
+
+def test_draw_follows_the_weights() -> None:
+    weight = jnp.array([1.0, 5.0, 2.0, 0.0, 1.0])
+    allowed = jnp.array([True, False, True, True, True])
+    rows = 20_000
+    slots = draw(
+        jax.random.key(0),
+        jnp.broadcast_to(jnp.log(weight), (rows, 5)),
+        jnp.broadcast_to(allowed, (rows, 5)),
+    )
+    share = np.bincount(slots, minlength=5) / rows
+    np.testing.assert_allclose(share, [0.25, 0, 0.5, 0, 0.25], atol=0.015)
+
+
+def test_reembedding_equals_the_library_where_one_candidate_is_left() -> None:
+    """Of two rows each has the other as its only candidate, and the memory is empty."""
+    rng = np.random.default_rng(0)
+    image, text = (jnp.asarray(rng.normal(size=(2, 3)), jnp.float32) for _ in range(2))
+    pairs = Pairs(image, text, jnp.arange(2)[:, None], jnp.ones(2, bool))
+    visit = Visits(jnp.int32(0), jnp.arange(2), jnp.arange(2))
+
+    class Dot:
+        def pairs(self, image: jax.Array, text: jax.Array) -> jax.Array:
+            return jnp.sum(image * text, -1)
+
+        def matrix(self, image: jax.Array, text: jax.Array) -> jax.Array:
+            return image @ jnp.swapaxes(text, -1, -2)
+
+    jax.tree_util.register_pytree_node(Dot, lambda _: ((), None), lambda *_: Dot())
+
+    def loss(recipe: str, method: type) -> jax.Array:
+        made = method(RECIPES[recipe], 2)
+        memory = made.empty(pairs, visit)
+
+        def embed(example: jax.Array, caption: jax.Array) -> Pairs:
+            return Pairs(image[example], text[caption], example[:, None], jnp.ones(2, bool))
+
+        return made.loss(jax.random.key(0), visit, pairs, Dot(), memory, embed)
+
+    assert loss("reembedded_ranking", Reembedding) == pytest.approx(
+        float(loss("ranking_hard", FromLibrary)), rel=1e-6
+    )
+
+
+def test_setting_is_part_of_what_a_kept_run_is_known_by(features: Features, tmp_path: Path) -> None:
+    cells = bench.Cells(tmp_path / "cells.jsonl")
+    keys = []
+    for hidden in (4, 8):
+        setting = Setting(components=4, hidden=hidden)
+        plan = replace(bench.QUICK, setting=setting)
+        keys.append(bench.RowRuns(plan, "infonce", 4, build_task(features, 4), cells).key)
+    assert keys[0] != keys[1]
