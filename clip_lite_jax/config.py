@@ -147,7 +147,8 @@ class ObjectiveConfig:
     textual_weight: NonNegativeFloat = 0.0
     """Self-supervision: the bound between a caption and another caption of the same image."""
     self_critic: CriticConfig | None = None
-    """Critic of both self-supervised terms; None is one like `model.critic`."""
+    """Critic of both self-supervised terms; None is one like `model.critic`, or the other one of
+    the mixes ``condot`` and ``dotcon``."""
     prior_weight: Fraction = 0.0
     """Prior matching: features are pushed towards a uniform distribution on [0, 1]."""
     prior_of: tuple[Literal["image", "text"], ...] = ("image",)

@@ -191,14 +191,13 @@ def test_parts_are_checked() -> None:
         check_combination(chosen, NegativesConfig(block=64), 64, 2)
 
 
-def test_the_mixed_critics_of_the_published_code() -> None:
+@pytest.mark.parametrize(("name", "across", "within"), [("condot", 0, 1), ("dotcon", 1, 0)])
+def test_the_mixed_critics_of_the_published_code(name: str, across: int, within: int) -> None:
     """``condot``: concat across, dot within a modality; ``dotcon``: the other way round."""
-    objective = ObjectiveConfig(
-        visual_weight=1.0, self_critic=CriticConfig(options={"width": 16, "hidden": 16})
-    )
-    settings = replace(tiny_model(), critic=CriticConfig(name="concat", options={"hidden": 16}))
-    model = build_model(settings, 16, 40, 8, objective)
+    marks = ("kernel_0", "log_temperature")  # of concat, of dot
+    settings = replace(tiny_model(), critic=CriticConfig(name=name))
+    model = build_model(settings, 16, 40, 8, ObjectiveConfig(visual_weight=1.0))
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
-    assert "kernel_0" in params["critic"]
-    assert "log_temperature" in params["visual_critic"]
+    assert marks[across] in params["critic"]
+    assert marks[within] in params["visual_critic"]
     assert "textual_critic" not in params

@@ -1,5 +1,6 @@
 """Shapes, masks, critics and options of the models."""
 
+from dataclasses import replace
 from typing import Any
 
 import chex
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from clip_lite_jax.config import EncoderConfig, ModelConfig
+from clip_lite_jax.config import CriticConfig, EncoderConfig, ModelConfig
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.models import Inputs, Model, build_model
-from clip_lite_jax.models.critics import _clamp
+from clip_lite_jax.models import CRITICS, Inputs, Model, build_model
+from clip_lite_jax.models.critics import ConcatCritic, _clamp, _noisy_identity
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,67 @@ def test_matrix_holds_the_pairs(tiny: tuple[Model, Any, Any]) -> None:
     expected = image @ text.T / 0.07 + params["critic"]["score_bias"]
     chex.assert_trees_all_close(matrix, expected, rtol=1e-4)
     chex.assert_trees_all_close(model.watched(params)["temperature"], 0.07, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_every_critic_scores_pairs_as_its_matrix_does(name: str) -> None:
+    config = replace(tiny_model(), critic=CriticConfig(name=name))
+    model = build_model(config, 16, 40, 8)
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    inputs = make_inputs()
+    image = model.encode_image(params, state, inputs.image)
+    text = model.encode_text(params, state, inputs.tokens, inputs.mask)
+    critic = model.critic(params)
+    matrix = critic.matrix(image, text)
+    chex.assert_shape(matrix, (9, 9))
+    every = critic.pairs(image[:, None], text[None])
+    chex.assert_trees_all_close(matrix, every, rtol=1e-4, atol=1e-5)
+    lanes = critic.matrix(image.reshape(3, 3, -1), text.reshape(3, 3, -1))
+    chex.assert_trees_all_close(lanes[1], matrix[3:6, 3:6], rtol=1e-4, atol=1e-5)
+
+
+def test_concat_works_through_its_matrix_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks that do not divide it, forward and backward."""
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, 7, 5)).astype(np.float32)
+    module = ConcatCritic(hidden=6)
+    variables = module.init(jax.random.key(0), image, text, method=_concat_scores)
+
+    def total(variables: Any, image: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(module.apply(variables, image, text, method=_concat_scores)))
+
+    expected = jax.value_and_grad(total, (0, 1))(variables, image)
+    monkeypatch.setattr("clip_lite_jax.models.critics._MAX_HIDDEN", 7 * 6 * 2)
+    chex.assert_trees_all_close(
+        jax.value_and_grad(total, (0, 1))(variables, image), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def _concat_scores(critic: ConcatCritic, image: jax.Array, text: jax.Array) -> jax.Array:
+    return critic.matrix(critic.project_image(image), critic.project_text(text))
+
+
+def test_batch_statistics_leave_out_what_is_not_valid() -> None:
+    """Whatever stands in the slot of an unusable example."""
+    config = replace(tiny_model(), critic=CriticConfig(options={"norm": "batch", "width": 16}))
+    model = build_model(config, 16, 40, 8)
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    valid = np.arange(9) != 4
+    results = []
+    for filling in (0, 255):
+        inputs = replace(make_inputs(), valid=valid)
+        image = np.where(valid[:, None, None, None], inputs.image, filling)
+        embedded, new = model.embed(params, state, replace(inputs, image=image), jax.random.key(0))
+        results.append((embedded.image[valid], new))
+    chex.assert_trees_all_close(*results, rtol=1e-5)
+    assert not np.array_equal(*(jax.tree.leaves(tree)[0] for tree in (state, results[0][1])))
+
+
+def test_the_shortcut_starts_as_a_noisy_identity() -> None:
+    kernel = _noisy_identity(jax.random.key(0), (3, 5))
+    chex.assert_trees_all_close(jnp.diagonal(kernel), jnp.ones(3))
+    off = kernel[~np.eye(3, 5, dtype=bool)]
+    assert 0 < jnp.max(jnp.abs(off)) <= 0.01
 
 
 def test_dropout_only_in_training(tiny: tuple[Model, Any, Any]) -> None:

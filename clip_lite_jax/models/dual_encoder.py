@@ -32,9 +32,13 @@ TEXT_ENCODERS: dict[str, Callable[..., nn.Module]] = {
 CRITICS: dict[str, Callable[..., nn.Module]] = {
     "bilinear": BilinearCritic,
     "concat": ConcatCritic,
+    "condot": ConcatCritic,
     "dot": DotCritic,
+    "dotcon": DotCritic,
     "separable": SeparableCritic,
 }
+SELF_CRITICS = {"condot": "dot", "dotcon": "concat"}
+"""The published mixes: another critic within a modality than across."""
 
 PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -246,7 +250,8 @@ def build_model(
         wanted = terms.prior_weight > 0 and name in terms.prior_of
         return PriorDiscriminator(**types) if wanted else None
 
-    own = terms.self_critic or config.critic
+    mixed = SELF_CRITICS.get(config.critic.name)
+    own = terms.self_critic or (CriticConfig(name=mixed) if mixed else config.critic)
     module = DualEncoder(
         image,
         text,
