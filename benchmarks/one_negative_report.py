@@ -34,10 +34,20 @@ def _against(row: dict[str, Any], reference: dict[str, Any], batch: str) -> str:
     return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
 
 
-def _costs(row: dict[str, Any], batch: str) -> str:
-    cell = row["batches"][batch]
-    pairs = f"{cell['scored']:,} / {cell['back_propagated']:,}"
-    return f"{pairs}; {cell['seconds']:.1f} s; {cell['temporaries'] / 1e6:.2f} MB"
+def _costs(row: dict[str, Any]) -> list[list[str]]:
+    """A line for every batch size whose memory was read."""
+    return [
+        [
+            row["label"],
+            batch,
+            f"{cell['scored']:,}",
+            f"{cell['back_propagated']:,}",
+            f"{cell['seconds']:.1f} s",
+            f"{cell['temporaries'] / 1e6:.2f} MB",
+        ]
+        for batch, cell in row["batches"].items()
+        if cell["temporaries"] is not None
+    ]
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -68,8 +78,11 @@ def markdown(results: dict[str, Any]) -> str:
             ),
         ),
         (
-            "Pairs scored / back-propagated per step; seconds per run; temporaries of a step",
-            _table(head, lines(_costs, list(rows.values()))),
+            "Costs",
+            _table(
+                ["row", "batch", "pairs scored", "back-propagated", "run", "temporaries of a step"],
+                [line for row in rows.values() for line in _costs(row)],
+            ),
         ),
         (
             "Learning rate, as a factor of 1e-2 · sqrt(batch / 64)",

@@ -1,4 +1,4 @@
-"""Training and evaluation of one run of `one_negative`: a projection of frozen features per side."""
+"""One run of `one_negative`: a projection of frozen features per side, trained and evaluated."""
 
 import time
 from collections.abc import Callable

@@ -55,10 +55,11 @@ def test_quick_run_can_be_continued(
     page, cells = (tmp_path / "page.md").read_text(), (tmp_path / "cells.jsonl").read_text()
     assert [row["name"] for row in results["rows"]] == list(bench.QUICK.recipes)
     for row in results["rows"]:
-        assert list(row["batches"]) == ["4", "8", "16"]
+        assert list(row["batches"]) == ["4", "8"]
         for cell in row["batches"].values():
             assert len(cell["top_1"]) == len(bench.QUICK.seeds)
-            assert cell["temporaries"] > 0 and cell["seconds"] > 0
+            assert cell["seconds"] > 0
+        assert row["batches"]["8"]["temporaries"] > 0
     assert page == markdown(results)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     # A line that a kill cut short is made again, and nothing else.
