@@ -9,6 +9,7 @@ from scipy import stats
 
 REFERENCE = "infonce"
 FULL = "sigmoid"
+MARKS = ("<!-- begin of what the command writes -->\n", "<!-- end of what the command writes -->\n")
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
@@ -92,7 +93,25 @@ def markdown(results: dict[str, Any]) -> str:
             ),
         ),
     ]
-    return "\n".join(f"### {title}\n\n{table}" for title, table in parts)
+    return "\n".join(f"### {title}\n\n{table}" for title, table in parts) + "\n" + _made_by(results)
+
+
+def _made_by(results: dict[str, Any]) -> str:
+    made, seeds = results["provenance"], results["plan"]["seeds"]
+    return (
+        f"Seeds {seeds[0]} to {seeds[-1]}. Made by `{results['command']}` at commit "
+        f"{made['commit']}, {made['machine']}, jax {made['jax']}, Python {made['python']}, "
+        f"{made['date']}.\n"
+    )
+
+
+def into_page(page: str, tables: str) -> str:
+    """The page with its tables replaced, or with new ones at its end."""
+    begin, end = MARKS
+    if begin not in page:
+        page += begin + end
+    before, _, rest = page.partition(begin)
+    return before + begin + "\n" + tables + "\n" + end + rest.partition(end)[2]
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -110,8 +129,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         mean, deviation = values.mean(1), values.std(1, ddof=1)
         everything = row["name"] in (REFERENCE, FULL)
         axes.fill_between(sizes, mean - deviation, mean + deviation, color=colour, alpha=0.1, lw=0)
-        style = {"linestyle": "--" if everything else "-", "marker": "s" if everything else "o"}
-        axes.plot(sizes, mean, color=colour, lw=1.8, ms=4, label=row["label"], **style)
+        style = "s--" if everything else "o-"
+        axes.plot(sizes, mean, style, color=colour, lw=1.8, ms=4, label=row["label"])
         ends.append(mean)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])

@@ -229,7 +229,8 @@ class Trainer:
         visit = jax.tree.map(lambda x: jnp.asarray(x[0]), plan)
         key, rate = jax.random.key(0), jnp.float32(1e-3)
         compiled = jax.jit(step).lower(key, rate, start(0), visit).compile()
-        return int(compiled.memory_analysis().temp_size_in_bytes)
+        analysis: Any = compiled.memory_analysis()
+        return int(analysis.temp_size_in_bytes)
 
     def top_1(self, params: Any, stage: str) -> list[float]:
         """Mean of text → image and image → text R@1 on every gallery of a stage."""

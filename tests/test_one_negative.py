@@ -15,7 +15,7 @@ from benchmarks import one_negative as bench
 from benchmarks.frozen_features import Features, save_features
 from benchmarks.frozen_pairs import SPLITS
 from benchmarks.one_negative_methods import RECIPES, FromLibrary, Reembedding, Visits, draw
-from benchmarks.one_negative_report import markdown, paired
+from benchmarks.one_negative_report import into_page, markdown, paired
 from benchmarks.one_negative_train import Setting, build_task, visits
 from clip_lite_jax.negatives import Pairs
 
@@ -60,7 +60,8 @@ def test_quick_run_can_be_continued(
             assert len(cell["top_1"]) == len(bench.QUICK.seeds)
             assert cell["seconds"] > 0
         assert row["batches"]["8"]["temporaries"] > 0
-    assert page == markdown(results)
+    assert markdown(results) in page
+    assert into_page(page, markdown(results)) == page
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     # A line that a kill cut short is made again, and nothing else.
     (tmp_path / "cells.jsonl").write_text(cells[: cells.rindex('{"key"') + 20] + "\n")
