@@ -3,7 +3,7 @@
 ``python -m benchmarks.mutual_information`` runs the Gaussian staircase, tasks of the benchmark of
 Czyż et al. (arXiv 2306.11078) and the best critic of the staircase, and writes raw results, tables
 and the plot.  Settings and `mi_report.HEADLINE` were chosen on seeds from 100 on; the tables show
-others.
+others.  It can be stopped and started again: finished runs are kept.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks.mi_tasks import (
     LEVELS,
     STAIRCASE,
     TASKS,
+    Task,
     gaussian_log_ratio,
     gaussian_pairs,
     normal_scores,
@@ -38,11 +40,13 @@ from benchmarks.mi_training import (
     CRITICS,
     GROUP,
     TRAININGS,
+    Trainer,
     held_out_read_offs,
     make_held_out,
     make_trainer,
 )
 from clip_lite_jax.evaluators.information import certified_bound
+from clip_lite_jax.files import write_atomic
 from clip_lite_jax.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "mutual_information.json"
@@ -55,6 +59,9 @@ class Settings:
     levels: tuple[float, ...] = LEVELS
     seeds: tuple[int, ...] = (0, 1, 2)
     staircases: tuple[str, ...] = tuple(STAIRCASE)
+    critics: tuple[str, ...] = tuple(CRITICS)
+    trainings: tuple[str, ...] = tuple(TRAININGS)
+    tasks: tuple[str, ...] = tuple(task.name for task in TASKS)
     steps: int = 4000  # per level
     held_out: int = 16 * BLOCK  # pairs
     task_steps: int = 2000
@@ -63,14 +70,17 @@ class Settings:
 
 
 QUICK = Settings(
-    levels=LEVELS[:2],
+    levels=LEVELS[:1],
     seeds=(100,),
     staircases=("plain",),
-    steps=100,
-    held_out=4 * BLOCK,
-    task_steps=100,
-    task_checks=2,
-    oracle_samples=400_000,
+    critics=("concat",),
+    trainings=("jsd_one", "mine"),
+    tasks=("1v1-normal-0.75",),
+    steps=50,
+    held_out=2 * BLOCK,
+    task_steps=50,
+    task_checks=1,
+    oracle_samples=100_000,
 )
 
 VALIDATION = 4 * BLOCK
@@ -89,42 +99,75 @@ SIDE_RUNS: dict[tuple[str, str], tuple[str, ...]] = {
 """The trainings of a staircase and critic that does not have them all."""
 
 
-def staircase(settings: Settings) -> Iterator[dict[str, Any]]:
-    """One record for each staircase, critic, training, seed and level.
+def staircase(settings: Settings, runs: Path) -> Iterator[dict[str, Any]]:
+    """One record for each staircase, critic, training, seed and level."""
+    for task in settings.staircases:
+        for critic in settings.critics:
+            for training in SIDE_RUNS.get((task, critic), settings.trainings):
+                for seed in settings.seeds:
+                    yield from kept(
+                        runs / f"{task}-{critic}-{training}-{seed}.json",
+                        [settings.levels, settings.steps, settings.held_out],
+                        partial(climb, settings, task, critic, training, seed),
+                    )
+
+
+def climb(
+    settings: Settings, task: str, critic: str, training: str, seed: int
+) -> Iterator[dict[str, Any]]:
+    """One record for each level.
 
     A critic climbs the levels one after the other, as in the literature; each step brings new
     pairs.  ``batch`` has mean and variance of read-offs over the last eighth of a level's batches.
     """
-    for task in settings.staircases:
-        for critic_name, critic in CRITICS.items():
-            read = make_held_out(critic)
-            draw = STAIRCASE[task]
-            for name in SIDE_RUNS.get((task, critic_name), tuple(TRAININGS)):
-                trainer = make_trainer(
-                    critic, TRAININGS[name], draw, settings.steps, settings.steps
-                )
-                for seed in settings.seeds:
-                    key, start = jax.random.split(jax.random.key(seed))
-                    state = trainer.init(start, DIMENSIONS, DIMENSIONS)
-                    for level in settings.levels:
-                        key, climb, fresh = jax.random.split(key, 3)
-                        information = jnp.array(level)
-                        began = time.perf_counter()
-                        state, batches = trainer.run(state, climb, information)
-                        jax.block_until_ready(state)
-                        seconds = time.perf_counter() - began
-                        pairs = draw(fresh, settings.held_out, information)
-                        yield {
-                            "task": task,
-                            "critic": critic_name,
-                            "training": name,
-                            "seed": seed,
-                            "level": level,
-                            "held_out": held_out_read_offs(read(state.params, *pairs)),
-                            "batch": _window(batches, settings.steps // 8),
-                            "curve": _curves(batches) if seed == settings.seeds[0] else None,
-                            "seconds": round(seconds, 2),
-                        }
+    draw = STAIRCASE[task]
+    trainer = _staircase_trainer(task, critic, training, settings.steps)
+    key, start = jax.random.split(jax.random.key(seed))
+    state = trainer.init(start, DIMENSIONS, DIMENSIONS)
+    for level in settings.levels:
+        key, steps, fresh = jax.random.split(key, 3)
+        information = jnp.array(level)
+        began = time.perf_counter()
+        state, batches = trainer.run(state, steps, information)
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - began
+        pairs = draw(fresh, settings.held_out, information)
+        yield {
+            "task": task,
+            "critic": critic,
+            "training": training,
+            "seed": seed,
+            "level": level,
+            "held_out": held_out_read_offs(_reader(critic)(state.params, *pairs)),
+            "batch": _window(batches, settings.steps // 8),
+            "curve": _curves(batches) if seed == settings.seeds[0] else None,
+            "seconds": round(seconds, 2),
+        }
+
+
+@cache
+def _staircase_trainer(task: str, critic: str, training: str, steps: int) -> Trainer:
+    return make_trainer(CRITICS[critic], TRAININGS[training], STAIRCASE[task], steps, steps)
+
+
+@cache
+def _reader(critic: str) -> Callable[[Any, Array, Array], np.ndarray]:
+    return make_held_out(CRITICS[critic])
+
+
+def kept(
+    file: Path, settings: Sequence[Any], make: Callable[[], Iterator[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The records that `make` yields, or that a run with the same settings left in `file`."""
+    wanted = json.loads(json.dumps(settings))
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found["settings"] == wanted:
+            return list(found["records"])
+    records = [_finite(record) for record in make()]
+    write_atomic(file, json.dumps({"settings": wanted, "records": records}))
+    print(file.stem, flush=True)
+    return records
 
 
 def _window(batches: dict[str, Array], width: int) -> dict[str, dict[str, float]]:
@@ -158,36 +201,50 @@ TASK_RUNS = (
 """Trainings and inputs on the tasks, all with the concat critic."""
 
 
-def known_tasks(settings: Settings) -> Iterator[dict[str, Any]]:
-    """One record for each task, seed and estimator: 10 000 pairs, half of them for the test.
+def known_tasks(settings: Settings, runs: Path) -> Iterator[dict[str, Any]]:
+    """One record for each task, seed and estimator."""
+    for name in settings.tasks:
+        task = next(task for task in TASKS if task.name == name)
+        for seed in settings.seeds:
+            yield from kept(
+                runs / f"{name}-{seed}.json",
+                [settings.task_steps, settings.task_checks],
+                partial(estimate, settings, task, seed),
+            )
+
+
+def estimate(settings: Settings, task: Task, seed: int) -> Iterator[dict[str, Any]]:
+    """One record for each estimator: 10 000 pairs, half of them for the test.
 
     A critic is read on the test pairs at the step that was best on the validation pairs.
     """
-    critic = CRITICS["concat"]
-    read = make_held_out(critic)
-    chunk = settings.task_steps // settings.task_checks
-    trainers = {
-        name: make_trainer(critic, TRAININGS[name], draw_rows, chunk, settings.task_steps)
-        for name, _ in TASK_RUNS
-    }
-    for task in TASKS:
-        for seed in settings.seeds:
-            x, y = task.sample(np.random.default_rng([seed, 2306]), SAMPLES)
-            common = {"task": task.name, "information": task.information, "seed": seed}
-            yield common | {"training": "cca", "values": {"cca": cca(x, y)}}
-            yield common | {"training": "ksg", "values": {"ksg": ksg(x, y)}}
-            for name, inputs in TASK_RUNS:
-                parts = _split(*(prepared(part, inputs) for part in (x, y)))
-                key, start = jax.random.split(jax.random.key(seed))
-                state = trainers[name].init(start, x.shape[1], y.shape[1])
-                best, chosen = -math.inf, state.params
-                for one in jax.random.split(key, settings.task_checks):
-                    state, _ = trainers[name].run(state, one, parts["training"])
-                    values = held_out_read_offs(read(state.params, *parts["validation"]))
-                    if values[TRAININGS[name].chosen_by] > best:
-                        best, chosen = values[TRAININGS[name].chosen_by], state.params
-                values = held_out_read_offs(read(chosen, *parts["test"]))
-                yield common | {"training": name, "inputs": inputs, "values": values}
+    x, y = task.sample(np.random.default_rng([seed, 2306]), SAMPLES)
+    common = {"task": task.name, "information": task.information, "seed": seed}
+    yield common | {"training": "cca", "values": {"cca": cca(x, y)}}
+    yield common | {"training": "ksg", "values": {"ksg": ksg(x, y)}}
+    read = _reader("concat")
+    for name, inputs in TASK_RUNS:
+        if name not in settings.trainings:
+            continue
+        chosen_by = TRAININGS[name].chosen_by
+        trainer = _task_trainer(name, settings.task_steps, settings.task_checks)
+        parts = _split(*(prepared(part, inputs) for part in (x, y)))
+        key, start = jax.random.split(jax.random.key(seed))
+        state = trainer.init(start, x.shape[1], y.shape[1])
+        best, chosen = -math.inf, state.params
+        for one in jax.random.split(key, settings.task_checks):
+            state, _ = trainer.run(state, one, parts["training"])
+            value = held_out_read_offs(read(state.params, *parts["validation"]), [chosen_by])
+            if value[chosen_by] > best:
+                best, chosen = value[chosen_by], state.params
+        values = held_out_read_offs(read(chosen, *parts["test"]))
+        yield common | {"training": name, "inputs": inputs, "values": values}
+
+
+@cache
+def _task_trainer(training: str, steps: int, checks: int) -> Trainer:
+    chosen = TRAININGS[training]
+    return make_trainer(CRITICS["concat"], chosen, draw_rows, steps // checks, steps)
 
 
 def draw_rows(key: Array, count: int, source: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -250,28 +307,24 @@ def oracle(level: float, samples: int, seed: int = 0) -> dict[str, float]:
     }
 
 
-def run(settings: Settings, command: str) -> dict[str, Any]:
+def run(settings: Settings, runs: Path, command: str) -> dict[str, Any]:
     """All results, ready for JSON; numbers that are not finite become None."""
-    began = time.perf_counter()
-    results: dict[str, Any] = {
+    oracles = [
+        kept(
+            runs / f"oracle-{level:.0f}.json",
+            [settings.oracle_samples],
+            lambda level=level: iter([oracle(level, settings.oracle_samples)]),  # type: ignore[misc]
+        )[0]
+        for level in settings.levels
+    ]
+    return {
         "command": command,
         "provenance": provenance(),
         "settings": asdict(settings) | {"batch": GROUP},
-        "oracle": [oracle(level, settings.oracle_samples) for level in settings.levels],
-        "tasks": _noted(known_tasks(settings)),
-        "staircase": _noted(staircase(settings)),
+        "oracle": oracles,
+        "tasks": list(known_tasks(settings, runs)),
+        "staircase": list(staircase(settings, runs)),
     }
-    results["minutes"] = round((time.perf_counter() - began) / 60, 1)
-    return _finite(results)
-
-
-def _noted(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = []
-    for record in records:
-        names = ("task", "critic", "training", "seed", "level")
-        print(*(record[name] for name in names if name in record), flush=True)
-        kept.append(record)
-    return kept
 
 
 def _finite(value: Any) -> Any:
@@ -288,13 +341,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     parser.add_argument("--report", action="store_true", help="tables and plot of --out, no run")
+    parser.add_argument("--runs", type=Path, default=Path("runs/mutual_information"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=mi_report.DOCS, help="tables and plot go here")
     arguments = parser.parse_args()
     given = shlex.join(sys.argv[1:])
     command = f"python -m benchmarks.mutual_information {given}".strip()
     if not arguments.report:
-        results = run(QUICK if arguments.quick else Settings(), command)
+        results = run(QUICK if arguments.quick else Settings(), arguments.runs, command)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results) + "\n")
     mi_report.write(json.loads(arguments.out.read_text()), arguments.docs)
