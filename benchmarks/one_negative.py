@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Plan:
     batches: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
     selected: tuple[int, ...] = (8, 64, 512)
     """Batch sizes at which the factor is chosen; interpolated between them, constant beyond."""
-    costed: tuple[int, ...] = (64, 1024)
+    costed: tuple[int, ...] = (64, 512)
     """Batch sizes at which a step's memory is read from its compiled program."""
     factors: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Of `base_rate`."""
@@ -46,8 +46,8 @@ class Plan:
         "sigmoid",
         "ranking_hard",
         "sigmoid_importance",
-        "jsd_shuffle",
         "reembedded_ranking",
+        "jsd_shuffle",
         "jsd_hard",
         "jsd_hard_memory",
     )
@@ -134,12 +134,13 @@ def choose(plan: Plan, runs: dict[int, RowRuns]) -> dict[int, float]:
 
 def measure_row(plan: Plan, name: str, task: Task, cells: Cells) -> dict[str, Any]:
     """One row of the table, its numbers by batch size."""
-    runs = {batch: RowRuns(plan, name, batch, task, cells) for batch in plan.batches}
+    sizes = sorted({*plan.batches, *plan.selected})
+    runs = {batch: RowRuns(plan, name, batch, task, cells) for batch in sizes}
     chosen = choose(plan, runs)
     recipe = RECIPES[name]
     by_batch: dict[int, dict[str, Any]] = {}
-    for batch, row in runs.items():
-        factor = interpolated(batch, chosen)
+    for batch in plan.batches:
+        row, factor = runs[batch], interpolated(batch, chosen)
         found = [row.run(seed, factor, "test") for seed in plan.seeds]
         by_batch[batch] = {
             "factor": factor,
@@ -168,9 +169,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--plot", type=Path, default=PICTURE)
+    parser.add_argument("--batches", type=int, nargs="+", help="some of the batch sizes")
+    parser.add_argument("--rows", nargs="+", choices=RECIPES, help="some of the rows")
     parser.add_argument("--quick", action="store_true", help="a few small runs, to see it work")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else Plan()
+    plan = replace(
+        plan,
+        batches=tuple(arguments.batches or plan.batches),
+        recipes=tuple(arguments.rows or plan.recipes),
+    )
     rows = list(measure(plan, load_features(arguments.features), arguments.cells))
     results = {
         "command": shlex.join(["python", "-m", "benchmarks.one_negative", *sys.argv[1:]]),
