@@ -165,6 +165,7 @@ def kept(
         if found["settings"] == wanted:
             return list(found["records"])
     records = [_finite(record) for record in make()]
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps({"settings": wanted, "records": records}))
     print(file.stem, flush=True)
     return records
