@@ -273,6 +273,7 @@ def _loss(
         scores = replace(scores, log_normalizer=state.log_normalizer)
     value, metrics = learner.objective(scores)
     terms, model = learner.terms, learner.model
+    metrics = metrics | {"bound_loss": value}
 
     for number, (name, weight, both) in enumerate(
         (
@@ -287,7 +288,7 @@ def _loss(
         critic = model.critic(params, f"{name}_critic")
         scores = learner.self_sampler(self_key, state.step, views, critic).scores
         own, _ = learner.objective(replace(scores, totals=totals))
-        metrics = metrics | {"bound_loss": value, f"{name}_loss": own}
+        metrics = metrics | {f"{name}_loss": own}
         value = value + weight * own
 
     if terms.prior_weight:

@@ -228,6 +228,23 @@ def test_certified_bound_values() -> None:
     assert certified_bound(CHANCE_LOSS) == certified_bound(5.0) == 0
 
 
+@pytest.mark.parametrize("c", [1.0, 1.5, 4.0, 60.0, 1e4])
+def test_the_proof_of_the_certified_bound(c: float) -> None:
+    """In `docs/objectives.md`: r log r is nowhere below a line in (integrand of JSD, r)."""
+    r = np.concatenate([np.geomspace(1e-9, 1e6, 20_000), [c]])
+
+    def integrand(r: np.ndarray) -> np.ndarray:  # of JSD, per unit of Q
+        return math.log(2) + 0.5 * (r * np.log(r) - (1 + r) * np.log1p(r))
+
+    divergence = math.log(2) - 0.5 * math.log1p(1 / c) - math.log1p(c) / (2 * c)
+    alpha = 2 * c / math.log1p(c)
+    beta = math.log(c) + 1 - alpha * 0.5 * math.log(c / (1 + c))
+    line = math.log(c) + alpha * (integrand(r) - divergence) + beta * (r - 1)
+    assert np.all(r * np.log(r) - line >= -1e-9 * (1 + r * np.abs(np.log(r))))
+    assert line[-1] == pytest.approx(c * math.log(c), abs=1e-9 * c)  # they touch at c
+    assert certified_bound(CHANCE_LOSS - 2 * divergence) == pytest.approx(math.log(c), abs=1e-9)
+
+
 def test_huge_scores_do_not_overflow() -> None:
     offs = read_offs(np.array([1e4, 1e4]), np.array([1e4, -1e4]))
     assert offs["nwj_lower_bound"] == -math.inf

@@ -1,4 +1,8 @@
-"""Eight devices compute what one computes: loss, gradients, parameters, drawn negatives."""
+"""Eight devices compute what one computes: loss, gradients, parameters, drawn negatives.
+
+Whole training steps, encoders included; `test_combinations` has every couple of objective, critic
+and negatives without them.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,9 +15,7 @@ from conftest import tiny_model
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import CriticConfig, NegativesConfig, ObjectiveConfig, OptimConfig
 from clip_lite_jax.learner import build_learner, make_gradient
-from clip_lite_jax.models import CRITICS, build_model
-from clip_lite_jax.negatives import NEGATIVES
-from clip_lite_jax.objectives import OBJECTIVES
+from clip_lite_jax.models import build_model
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh, put_batch
 from clip_lite_jax.train_state import init_state
@@ -49,22 +51,14 @@ def negatives(name: str, **changes: Any) -> NegativesConfig:
 PUBLISHED = {"norm": "batch", "noisy_identity": True}
 TERMS = {"visual_weight": 1.0, "textual_weight": 1.0, "prior_weight": 0.1}
 CASES = {
-    "all": Case(negatives("all"), "infonce", "separable"),
-    "all, gathered": Case(negatives("all", implementation="gather"), "nwj", "bilinear"),
-    "all, ring": Case(negatives("all", implementation="ring", chunk=3), "sigmoid"),
-    "hard": Case(negatives("hard"), "jsd", "concat"),
-    "hard, block": Case(negatives("hard", pool="block"), "smile", "bilinear"),
-    "hard, memory": Case(negatives("hard", pool="memory"), "jsd"),
-    "importance": Case(negatives("importance"), "sigmoid", "separable"),
-    "importance, block": Case(negatives("importance", pool="block", proposal="exp"), "nwj"),
-    "k": Case(negatives("k", k=3), "dv", "separable"),
-    "memory": Case(negatives("memory"), "infonce", "concat"),
+    "all": Case(negatives("all", implementation="ring", chunk=3), "sigmoid", "separable"),
+    "hard": Case(negatives("hard", pool="block"), "jsd", "concat"),
+    "importance": Case(negatives("importance")),
+    "memory": Case(negatives("hard", pool="memory"), "smile", "bilinear"),
     "queue": Case(negatives("queue"), "infonce"),
-    "roll": Case(negatives("roll"), "nwj", "dot", options=PUBLISHED),
-    "shuffle": Case(negatives("shuffle"), "dv"),
-    "terms": Case(negatives("shuffle"), "jsd", "dotcon", terms=TERMS),
-    "terms, other mix": Case(negatives("roll"), "jsd", "condot", terms=TERMS),
-    "one pass": Case(negatives("hard"), parts=2),
+    "published": Case(negatives("roll"), "nwj", options=PUBLISHED),
+    "terms": Case(negatives("shuffle"), "dv", "dotcon", terms=TERMS),
+    "one pass": Case(negatives("hard", pool="block"), parts=2),
     "two passes": Case(negatives("all", implementation="ring"), "infonce", parts=2),
 }
 ADAMW = OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
@@ -137,15 +131,7 @@ def test_float64_adamw(name: str) -> None:
     assert_equal(one, eight, 1e-9)
 
 
-@pytest.mark.parametrize("name", [*NEGATIVES, "one pass"])
+@pytest.mark.parametrize("name", ["all", "importance", "one pass"])
 def test_float32_sgd(name: str) -> None:
     one, eight = (train(n, CASES[name], SGD, "float32") for n in (1, 8))
     assert_equal(one, eight, 1e-6)
-
-
-def test_the_cases_cover_every_choice() -> None:
-    """Each with each is for `tests/long`: a case compiles for half a minute."""
-    cases = CASES.values()
-    assert {case.negatives.name for case in cases} == NEGATIVES.keys()
-    assert {case.objective for case in cases} == OBJECTIVES.keys()
-    assert {case.critic for case in cases} == CRITICS.keys()
