@@ -88,8 +88,8 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from clip_lite_jax.inference import load
 
     hits = search(load(known.model), known.images, known.query, known.count)
-    for path, similarity in hits.files:
-        print(f"{similarity:.3f}  {path}")
+    for path, score in hits.files:
+        print(f"{score:.2f}  {path}")
     for path, reason in hits.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
 

@@ -31,19 +31,25 @@ class DualEncoderModel:
         self.image_size, self.batch_size = image_size, batch_size
 
     def encode_image(self, images: Images) -> np.ndarray:
-        """Images → float32 ``[N, D]`` of unit length.
+        """Images → float32 ``[N, D]`` of unit length; `dot` ranks by their cosine.
 
         Raises:
           BadImage: an image that cannot be decoded; the message names the file.
         """
-        pixels = [image_ops.resize_and_crop(_open(image), self.image_size) for image in images]
-        return _unit(
-            encode_images(self.fns, stack_pictures(pixels, self.image_size), self.batch_size)
-        )
+        return _unit(self.project_image(images))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → float32 ``[N, D]`` of unit length."""
-        return _unit(encode_captions(self.fns, self.tokenizer, list(texts), self.batch_size))
+        return _unit(self.project_text(texts))
+
+    def project_image(self, images: Images) -> np.ndarray:
+        """Images → ``[N, D]`` as the critic takes them, for `fns.pairs` and `fns.matrix`."""
+        pixels = [image_ops.resize_and_crop(_open(image), self.image_size) for image in images]
+        return encode_images(self.fns, stack_pictures(pixels, self.image_size), self.batch_size)
+
+    def project_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts → ``[N, D]`` as the critic takes them."""
+        return encode_captions(self.fns, self.tokenizer, list(texts), self.batch_size)
 
     def score(self, images: Images, texts: Sequence[str]) -> np.ndarray:
         """Critic score T of image i with text i, in nats, float32 ``[N]``.
@@ -57,7 +63,7 @@ class DualEncoderModel:
             raise ValueError(
                 f"score needs one text per image: {len(images)} images, {len(texts)} texts"
             )
-        scores = self.fns.pairs(self.encode_image(images), self.encode_text(texts))
+        scores = self.fns.pairs(self.project_image(images), self.project_text(texts))
         return np.asarray(scores, np.float32)
 
 

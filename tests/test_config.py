@@ -56,7 +56,7 @@ def test_overrides_take_the_type_of_their_field(name: str, text: str, value: obj
     [
         ("optim.lerning_rate", "1", "did you mean optim.learning_rate"),
         ("learning_rate", "1", "did you mean optim.learning_rate"),
-        ("xyz", "1", "fields: batch_size, checkpoint"),
+        ("xyz", "1", "fields: accumulate, batch_size"),
         ("optim.learning_rate", "fast", r"optim.learning_rate=fast.*valid number.*'fast'"),
         ("optim.learning_rate", "-1", "greater than 0"),
         ("negatives.sides", "left", "'text', 'image' or 'both'"),

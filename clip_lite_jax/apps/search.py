@@ -17,12 +17,12 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 class Hits:
     """The best files for a query, best first, and the files that could not be read."""
 
-    files: list[tuple[Path, float]]  # with their cosine similarity
+    files: list[tuple[Path, float]]  # with their critic score T, in nats
     unreadable: list[tuple[Path, str]]
 
 
 def search(model: DualEncoderModel, folder: Path, query: str, count: int) -> Hits:
-    """The `count` pictures under `folder` whose embeddings are closest to the query's.
+    """The `count` pictures under `folder` that the critic scores highest with the query.
 
     Raises:
       DataError: no readable picture.
@@ -30,15 +30,15 @@ def search(model: DualEncoderModel, folder: Path, query: str, count: int) -> Hit
     paths, embeddings, unreadable = embed_folder(model, folder)
     if not paths:
         raise DataError(f"no readable picture in {folder} ({len(unreadable)} unreadable)")
-    similarity = embeddings @ model.encode_text([query])[0]
-    best = np.argsort(-similarity, kind="stable")[:count]
-    return Hits([(paths[i], float(similarity[i])) for i in best], unreadable)
+    scores = np.asarray(model.fns.matrix(embeddings, model.project_text([query])))[:, 0]
+    best = np.argsort(-scores, kind="stable")[:count]
+    return Hits([(paths[i], float(scores[i])) for i in best], unreadable)
 
 
 def embed_folder(
     model: DualEncoderModel, folder: Path
 ) -> tuple[list[Path], np.ndarray, list[tuple[Path, str]]]:
-    """Readable pictures, their embeddings float32 ``[N, D]``, and unreadable ones with reasons."""
+    """Readable pictures, their projections ``[N, D]``, and unreadable ones with reasons."""
     paths, parts, unreadable = [], [], []
     for batch in _batches(sorted(find_pictures(folder)), model.batch_size):
         pictures = []
@@ -49,7 +49,7 @@ def embed_folder(
             except (BadImage, OSError) as error:
                 unreadable.append((path, str(error)))
         if pictures:
-            parts.append(model.encode_image(pictures))
+            parts.append(model.project_image(pictures))
     return paths, np.concatenate(parts) if parts else np.zeros((0, 0), np.float32), unreadable
 
 
