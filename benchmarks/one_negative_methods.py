@@ -214,17 +214,8 @@ RECIPES = {
         _both_sides("importance", pool="block"),
         log_bias=True,
     ),
-    "jsd_importance": Recipe(
-        "JSD, one by importance", "jsd", _both_sides("importance", pool="block")
-    ),
     "jsd_hard_memory": Recipe(
         "JSD, one hard of batch and memory", "jsd", _both_sides("hard", pool="memory")
-    ),
-    "reembedded_jsd": Recipe(
-        "JSD, one hard, embedded again",
-        "jsd",
-        _both_sides("hard", pool="memory"),
-        embeds_again=True,
     ),
     "reembedded_ranking": Recipe(
         "ranking, one hard, embedded again",
