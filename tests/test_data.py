@@ -322,6 +322,35 @@ def assert_same(one: Batch, other: Batch) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_parts_are_the_batch_in_order(pairs: Path) -> None:
+    """Also where two processes read a half of each part."""
+    transform = transform_for(pairs)
+    whole = take(transform, 3, start=1)
+    for processes in (1, 2):
+        by_process = [
+            train_batches(transform, 12, 0, 1, process, processes, parts=3)
+            for process in range(processes)
+        ]
+        for expected in whole:
+            parts = [next(batches) for batches in by_process]
+            joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+            assert joined.image.shape[:2] == (3, 4)
+            assert_same(jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), joined), expected)
+
+
+def test_a_second_view_is_of_the_same_example(pairs: Path) -> None:
+    transform = transform_for(pairs)
+    transform.second = True
+    (batch,) = take(transform, 1)
+    assert batch.second is not None
+    assert batch.second.image.shape == batch.image.shape
+    assert not np.array_equal(batch.second.image, batch.image)
+    first = transform.source[int(batch.index[0])]
+    captions = [transform.tokenizer([text])[0][0] for text in first.captions]
+    for tokens in (batch.tokens[0], batch.second.tokens[0]):
+        assert any(np.array_equal(tokens, caption) for caption in captions)
+
+
 def test_batches_do_not_depend_on_threads(pairs: Path) -> None:
     for one, other in zip(
         take(transform_for(pairs), 6), take(transform_for(pairs, threads=2), 6), strict=True

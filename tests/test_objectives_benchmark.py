@@ -217,14 +217,15 @@ def test_tables_show_what_was_measured(tmp_path: Path) -> None:
         "cpu_seconds": [0.3, 0.1, 0.2],
     }
     made = dict.fromkeys(["machine", "commit", "jax", "python", "date"], "x")
-    part = {"command": "do it", "minutes": 2.0, "provenance": made, "records": [record]}
+    part = {"command": "do it", "minutes": 2.0, "provenance": made}
+    part["records"] = [record, record | {"batch": 1024, "temp_bytes": 640_000}]
     docs = tmp_path / "costs.md"
     docs.write_text("Before\n<!-- time -->\nold\n<!-- end -->\nafter\n")
     report.write({"cpu": part}, docs)
     text = docs.read_text()
-    assert text.startswith("Before\n<!-- time -->\n|  | 8 × CPU, 4096 |\n")
-    assert text.endswith("| jsd, roll | 200 |\n<!-- end -->\nafter\n")
+    assert text.startswith("Before\n<!-- time -->\n|  | 8 × CPU, 1024 | 8 × CPU, 4096 |\n")
+    assert text.endswith("| jsd, roll | 200 | 200 |\n<!-- end -->\nafter\n")
     found = report.tables({"cpu": part})
     assert "| jsd, roll | 2.00 |" in found["traffic"]
-    assert "| jsd, roll | 2.50 |" in found["memory"]
+    assert "| jsd, roll | 0.640 | 2.50 |" in found["memory"]
     assert "| jsd, roll | 1.00 (3) | 1.00 (3) |  |  |  | 12.0 |" in found["kinds, cpu"]

@@ -15,7 +15,7 @@ import pytest
 from conftest import draw, tiny_config, write_pairs
 
 from clip_lite_jax.checkpoints import Checkpoints
-from clip_lite_jax.config import Config, OptimConfig, to_dict
+from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, OptimConfig, to_dict
 from clip_lite_jax.errors import ConfigError, DataError, NonFiniteError
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.metrics import read_metrics
@@ -74,25 +74,34 @@ def test_training_learns(pairs: Path, tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
 
 
+def config_that_carries_everything(table: Path) -> Config:
+    """A run whose state has all that can go from step to step."""
+    return tiny_config(
+        table,
+        steps=24,
+        optim=OptimConfig(warmup_steps=1, ema_decay=0.9),
+        objective=ObjectiveConfig(name="dv"),
+        negatives=NegativesConfig(name="queue", sides="both", block=4, lanes=2, memory=4),
+        accumulate=2,
+    )
+
+
 TRAIN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import tiny_config
-from clip_lite_jax.config import OptimConfig
-from clip_lite_jax.data import pipeline
+from test_train import config_that_carries_everything
 from clip_lite_jax.train import train
 import clip_lite_jax.train as loop
 
 put = loop.put_batch
-def put_and_note(mesh, batch):
+def put_and_note(mesh, batch, parts):
     with open(Path(sys.argv[3]) / "ids.txt", "a") as file:
-        file.write(" ".join(map(str, batch.index)) + "\\n")
-    return put(mesh, batch)
+        file.write(" ".join(map(str, batch.index.ravel())) + "\\n")
+    return put(mesh, batch, parts)
 loop.put_batch = put_and_note
 
-train(tiny_config(Path(sys.argv[2]), steps=24, optim=OptimConfig(warmup_steps=1, ema_decay=0.9)),
-      Path(sys.argv[3]))
+train(config_that_carries_everything(Path(sys.argv[2])), Path(sys.argv[3]))
 """
 
 
@@ -121,7 +130,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     assert 0 < killed_at < 24, "the run was over before it was killed"
     assert start_training(table, broken).wait(300) == 0
 
-    config = tiny_config(table, steps=24, optim=OptimConfig(warmup_steps=1, ema_decay=0.9))
+    config = config_that_carries_everything(table)
     assert_same_state(final_state(config, whole), final_state(config, broken))
     ids, resumed_ids = steps_seen(whole), steps_seen(broken)
     resumed_from = killed_at + 24 - len(resumed_ids)
