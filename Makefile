@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
+FROZEN := runs/one_negative
+FURNITURE := sweethome3d-furniture
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-long format lock clean
+.PHONY: help quickstart compare one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -15,6 +17,12 @@ quickstart: $(VENV)/installed  ## train on the built-in pairs and write the repo
 
 compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds each (an hour)
 	$(BIN)/python -m benchmarks.compare
+
+one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against the batch on frozen features (hours)
+	$(BIN)/python -m benchmarks.one_negative
+
+mutual-information: $(VENV)/installed  ## estimators where the truth is known (an hour)
+	$(BIN)/python -m benchmarks.mutual_information
 
 test: $(VENV)/installed-test  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
@@ -49,4 +57,19 @@ $(VENV)/installed: requirements.lock setup.cfg pyproject.toml
 
 $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
+# Pretrained towers run in an environment of their own: they need torch.
+$(FROZEN)/features.npz: .venv-peers/installed $(FROZEN)/furniture/Scopia.sh3f
+	.venv-peers/bin/python -m benchmarks.frozen_towers
+
+$(FROZEN)/furniture/Scopia.sh3f:
+	mkdir -p $(@D)
+	cd $(@D) && apt-get download $(FURNITURE)=1.8-1
+	dpkg-deb --fsys-tarfile $(@D)/$(FURNITURE)_1.8-1_all.deb \
+		| tar -x -m -C $(@D) --strip-components=5 ./usr/share/sweethome3d/furniture
+
+.venv-peers/installed: benchmarks/requirements-frozen.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -4,7 +4,9 @@ import csv
 import os
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Programs here are compiled once and run for milliseconds: compiling them well costs more.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compilation, and many tests compile the same small programs.
 CACHE = Path(__file__).parent.parent / ".work" / "jax_cache"
