@@ -1,0 +1,223 @@
+"""What a compiled program sends and multiplies, read from the text of its HLO.
+
+The text holds the body of a loop once, so every count is multiplied by how often its computation
+runs.  XLA's own `cost_analysis` does not do that.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+KINDS = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "all-reduce")
+
+BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}
+"""Bytes of the types whose name does not end in their bits."""
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(([^()]*)\)")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALL = re.compile(
+    r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    shape: str
+    operation: str
+    operands: tuple[str, ...]
+    text: str
+
+
+@dataclass
+class Computation:
+    entry: bool
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One collective of the text, as it is when it runs."""
+
+    kind: str
+    group: int  # devices that take part
+    operand_bytes: int  # on each of them
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that leave a device every time, by the ring algorithms of NCCL and of TPUs."""
+        n = self.group
+        share = {
+            "all-gather": n - 1,
+            "all-to-all": (n - 1) / n,
+            "collective-permute": 1,
+            "reduce-scatter": (n - 1) / n,
+            "all-reduce": 2 * (n - 1) / n,
+        }
+        return self.operand_bytes * share[self.kind]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """By kind of collective."""
+
+    sent: dict[str, float]  # bytes that leave a device
+    count: dict[str, int]
+
+
+def traffic(program: str) -> Traffic:
+    """What a device sends when the program runs once."""
+    sent = dict.fromkeys(KINDS, 0.0)
+    count = dict.fromkeys(KINDS, 0)
+    for exchange in exchanges(program):
+        sent[exchange.kind] += exchange.times * exchange.sent
+        count[exchange.kind] += exchange.times
+    return Traffic(sent, count)
+
+
+def exchanges(program: str) -> Iterator[Exchange]:
+    computations = parse(program)
+    runs = _runs(computations)
+    chained = set()
+    for name, computation in computations.items():
+        for instruction in computation.instructions.values():
+            kind = instruction.operation.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            # TPU: the start, the middle and the end of one asynchronous exchange repeat it.
+            chain = re.search(r"channel_id=\d+.*chain_id=\"\d+\"", instruction.text)
+            if chain:
+                key = re.sub(r",.*,", ",", chain[0])
+                if key in chained:
+                    continue
+                chained.add(key)
+            # TPU: a reduce-scatter is a fusion around an all-reduce.
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            size = sum(size_in_bytes(shape) for shape in _operand_shapes(computation, instruction))
+            yield Exchange(kind, _group(instruction.text), size, _known(runs[name], name))
+
+
+def matmul_flops(program: str) -> int:
+    """Floating-point operations of the matrix products on one device, two for a multiply-add."""
+    computations = parse(program)
+    runs = _runs(computations)
+    total = 0
+    for name, computation in computations.items():
+        for instruction in computation.instructions.values():
+            if instruction.operation in ("dot", "convolution"):
+                left = dimensions(_operand_shapes(computation, instruction)[0])
+                summed = math.prod(left[i] for i in _contracted(instruction))
+                result = math.prod(dimensions(instruction.shape))
+                total += 2 * result * summed * _known(runs[name], name)
+    return total
+
+
+def parse(program: str) -> dict[str, Computation]:
+    computations: dict[str, Computation] = {}
+    current = Computation(False)
+    for line in program.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = computations.setdefault(head[2], Computation(bool(head[1])))
+        elif found := _INSTRUCTION.match(line):
+            text = re.sub(r"/\*.*?\*/", "", found[2])
+            # Layouts hold parentheses, and are of no interest.
+            plain = re.sub(r"(?<=\])\{[^}]*\}", "", text)
+            if operation := _OPERATION.search(plain):
+                operands = tuple(re.findall(r"%([\w.\-]+)", operation[2]))
+                shape = plain[: operation.start()]
+                current.instructions[found[1]] = Instruction(
+                    found[1], shape, operation[1], operands or (operation[2],), text
+                )
+    return computations
+
+
+def dimensions(shape: str) -> list[int]:
+    """Of a single array."""
+    found = _ARRAY.search(shape)
+    if found is None:
+        raise ValueError(f"{shape!r} is no array")
+    return [int(n) for n in found[2].split(",") if n]
+
+
+def size_in_bytes(shape: str) -> int:
+    """Of all arrays of a shape, tuples included."""
+    total = 0
+    for kind, sizes in _ARRAY.findall(shape):
+        bits = re.search(r"\d+$", kind)
+        one = BYTES.get(kind) or int(bits[0] if bits else 8) // 8
+        total += one * math.prod(int(n) for n in sizes.split(",") if n)
+    return total
+
+
+def _operand_shapes(computation: Computation, instruction: Instruction) -> list[str]:
+    return [computation.instructions[name].shape for name in instruction.operands]
+
+
+def _contracted(instruction: Instruction) -> list[int]:
+    """Dimensions of the left operand that are summed over."""
+    if instruction.operation == "dot":
+        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.text)
+        return [int(n) for n in found[1].split(",") if n] if found else []
+    # TPU: a matrix product is a convolution, batched along what it calls space.
+    labels = re.search(r"dim_labels=(\w+)_", instruction.text)
+    return [labels[1].index("f")] if labels else []
+
+
+def _group(text: str) -> int:
+    """Devices that exchange with each other."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", found[2]))
+    if found := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
+        return found[1].count("{")
+    raise ValueError(f"who takes part in this? {text}")
+
+
+def _runs(computations: dict[str, Computation]) -> dict[str, float]:
+    """How often each computation runs; not a number inside a loop of unknown length."""
+    callers: dict[str, list[tuple[str, float]]] = {name: [] for name in computations}
+    for name, computation in computations.items():
+        for instruction in computation.instructions.values():
+            times = _trips(computations, instruction) if instruction.operation == "while" else 1
+            branches = _BRANCHES.search(instruction.text)
+            called = [found[1] for found in _CALL.findall(instruction.text)]
+            called += re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
+            for other in called:
+                callers[other].append((name, times))
+    known: dict[str, float] = {}
+
+    def runs(name: str) -> float:
+        if name not in known:
+            once = float(computations[name].entry)
+            known[name] = once + sum(times * runs(caller) for caller, times in callers[name])
+        return known[name]
+
+    return {name: runs(name) for name in computations}
+
+
+def _trips(computations: dict[str, Computation], loop: Instruction) -> float:
+    """Iterations of a loop: as stated, or the one constant that its counter is compared with."""
+    if stated := _TRIPS.search(loop.text):
+        return int(stated[1])
+    condition = dict(_CALL.findall(loop.text))["condition"]
+    instructions = computations[condition].instructions.values()
+    limits = [i.operands[0] for i in instructions if i.operation == "constant"]
+    below = any("direction=LT" in i.text for i in instructions)
+    return int(limits[0]) if below and len(limits) == 1 else math.nan
+
+
+def _known(times: float, name: str) -> int:
+    if math.isnan(times):
+        raise ValueError(f"{name} is part of a loop whose length the program does not state")
+    return int(times)
