@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: help quickstart compare one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
 
 quickstart: $(VENV)/installed  ## train on the built-in pairs and write the report
 	$(BIN)/python -m clip_lite_jax.main --config configs/quickstart.py --workdir $(WORKDIR)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +129,56 @@ def test_importance_weights_are_those_of_the_pool() -> None:
     np.testing.assert_array_equal(drawn.index[0, :3, 0], 3)
     np.testing.assert_allclose(drawn.scores.log_weight[0, :3], 0, atol=1e-6)
     np.testing.assert_array_equal(drawn.scores.stands_for[0], [1, 1, 1, 3])
+
+
+@flax.struct.dataclass
+class Ratio:
+    """scale · log r + shift, r the density ratio of Gaussian pairs with correlation .8."""
+
+    scale: Any
+    shift: Any
+
+    def pairs(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        joint = (text - 0.8 * image) ** 2 / (1 - 0.8**2)
+        log_ratio = 0.5 * jnp.sum(text**2 - joint - np.log(1 - 0.8**2), axis=-1)
+        return self.scale * log_ratio + self.shift
+
+    def matrix(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        return self.pairs(image[..., :, None, :], text[..., None, :, :])
+
+
+def slope_at_the_log_ratio(negatives: NegativesConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over many batches of the gradient of scale and shift at T = log r, and its error."""
+    batch, dims, batches = 32, 2, 4000
+    sampler = build_sampler(negatives, batch, build_mesh(jax.devices()[:1]))
+    objective = build_objective("jsd")
+    rows = jnp.arange(batch, dtype=jnp.int32)
+
+    def one(key: jax.Array) -> jax.Array:
+        data_key, key = jax.random.split(key)
+        image, noise = jax.random.normal(data_key, (2, batch, dims))
+        text = 0.8 * image + jnp.sqrt(1 - 0.8**2) * noise
+        pairs = Pairs(image, text, rows[:, None], jnp.ones(batch, bool))
+
+        def loss(critic: Ratio) -> jax.Array:
+            return objective(sampler(key, jnp.zeros((), int), pairs, critic).scores)[0]
+
+        gradient = jax.grad(loss)(Ratio(jnp.ones(()), jnp.zeros(())))
+        return jnp.stack([gradient.scale, gradient.shift])
+
+    keys = jax.random.split(jax.random.key(0), batches)
+    slopes = np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
+    return slopes.mean(0), slopes.std(0) / np.sqrt(batches)
+
+
+@pytest.mark.parametrize("proposal", ["sigma", "exp"])
+def test_the_optimum_of_importance_is_log_r(proposal: str) -> None:
+    for pool in ("block", "lane"):
+        config = NegativesConfig(name="importance", pool=pool, proposal=proposal, lanes=2)
+        slope, error = slope_at_the_log_ratio(config)
+        assert np.all(np.abs(slope) < 4 * error)
+
+
+def test_the_optimum_of_hard_is_not() -> None:
+    slope, error = slope_at_the_log_ratio(NegativesConfig(name="hard", pool="block"))
+    assert slope[1] > 20 * error[1]  # T would have to be lower
