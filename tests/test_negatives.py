@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.negatives import NEGATIVES, Drawn, Pairs, build_sampler, layout_of
+from clip_lite_jax.negatives.chosen import _gumbel
 from clip_lite_jax.objectives import STREAMED, build_objective
 from clip_lite_jax.sharding import build_mesh, put_batch
 
@@ -191,6 +192,26 @@ def test_hard_draws_in_proportion_to_exp_beta_score(side: str, pool: str) -> Non
         counts = np.bincount(drawn[:, row], minlength=batch) / draws
         assert np.all(counts[expected == 0] == 0)
         assert np.all(np.abs(counts - expected) <= 5 * np.sqrt(expected / draws) + 1e-9)
+
+
+def test_the_noise_of_a_draw_is_gumbel_noise() -> None:
+    """Over anchors, over candidates and over steps; neighbours have nothing to do with each other.
+
+    Euler's constant is its mean, pi² / 6 its variance.
+    """
+    rows = jnp.arange(512)[None]
+    noise = np.stack([_gumbel(jax.random.key(k), rows, rows, jnp.float32)[0] for k in range(4)])
+    assert len(np.unique(noise)) > 0.9 * noise.size * (1 - noise.size / 2**24)
+    for axes in ((0, 1), (0, 2), (1, 2)):
+        count = np.prod([noise.shape[axis] for axis in axes])
+        means = noise.mean(axes)
+        assert np.all(np.abs(means - np.euler_gamma) < 5 * np.pi / np.sqrt(6 * count))
+    np.testing.assert_allclose(noise.var(), np.pi**2 / 6, rtol=0.02)
+    for axis in range(3):
+        near = np.corrcoef(noise.ravel(), np.roll(noise, 1, axis).ravel())[0, 1]
+        assert abs(near) < 5 / np.sqrt(noise.size)
+    ordered = np.sort(np.exp(-np.exp(-noise.ravel())))  # uniform
+    assert np.max(np.abs(ordered - np.linspace(0, 1, noise.size))) < 2 / np.sqrt(noise.size)
 
 
 def test_hard_beta_ramps_from_zero() -> None:

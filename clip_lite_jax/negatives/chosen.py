@@ -210,6 +210,7 @@ _POOLS: dict[str, Callable[[NegativesConfig, int, Mesh, Weighting], _Pool]] = {
 def _fetch(ring: Ring, rows: Rows, wanted: Array) -> Rows:
     """The rows whose index is `wanted` ``[blocks, N, K]``, wherever in the ring they are."""
 
+    @jax.checkpoint  # or the backward pass would keep what it selected, for every device
     def visit(found: Rows, visiting: Rows) -> tuple[Rows, Rows]:
         place = wanted - visiting.index[:, :1, None]
         here = (place >= 0) & (place < ring.rows)
@@ -294,13 +295,21 @@ def _largest(best: _Best, value: Array, slot: Array) -> tuple[Array, Array]:
 
 def _gumbel(key: Array, anchor: Array, candidate: Array, dtype: DTypeLike) -> Array:
     """Gumbel noise ``[L, N, M]`` for rows ``[L, N]`` and ``[L, M]``: a hash of key, row and row."""
-
-    def bits(one: Array, other: Array) -> Array:
-        return jax.random.key_data(jax.random.fold_in(one, other))[..., 0]
-
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
-    keys = fold(key, anchor.astype(jnp.uint32))  # [L, N]
-    every = jax.vmap(jax.vmap(jax.vmap(bits, (None, 0)), (0, None)))
+    words = jax.random.key_data(fold(key, anchor.astype(jnp.uint32)))[..., None, :]  # [L, N, 1, 2]
+    # A generator per pair would take several times as long as the scores do.
+    bits = candidate.astype(jnp.uint32)[..., None, :] * jnp.uint32(0x9E3779B9) + words[..., 0]
+    bits = _mixed(_mixed(bits) ^ words[..., 1])
     # 23 bits and a half: never 0 or 1, exact in float32.
-    uniform = ((every(keys, candidate.astype(jnp.uint32)) >> 9).astype(dtype) + 0.5) * 2.0**-23
+    uniform = ((bits >> 9).astype(dtype) + 0.5) * 2.0**-23
     return -jnp.log(-jnp.log(uniform))
+
+
+def _mixed(x: Array) -> Array:
+    """A bijection of uint32 in which every input bit changes every output bit half of the time.
+
+    Source of the constants: Wellons' hash prospector (public domain), ``lowbias32``.
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

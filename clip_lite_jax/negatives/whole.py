@@ -65,7 +65,7 @@ def build_all(
         by_side = by_device(critic, images, texts, lax.stop_gradient(positive))
         chosen = [by_side[side] for side in sides_of(config.sides)]
         sums = jax.tree.map(lambda *x: jnp.stack(x), *chosen)
-        slots = sums.count.size * (config.block or batch)
+        slots = float(sums.count.size * (config.block or batch))  # may not fit into int32
         scores = RowScores(
             positive=positive,
             share_valid=jnp.sum(sums.count) / slots,
