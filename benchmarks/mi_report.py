@@ -210,13 +210,13 @@ def _tasks_table(results: dict[str, Any]) -> str:
 
 
 def certified_excesses(results: dict[str, Any]) -> list[float]:
-    """`certified_excess` of every critic that was read on held-out pairs, in nats."""
+    """`certified_excess` of every critic with finite read-offs of held-out pairs, in nats."""
     staircase = [(r["held_out"], r["level"]) for r in results["staircase"]]
     tasks = [(r["values"], r["information"]) for r in results["tasks"]]
     return [
         certified_excess(values, truth)
         for values, truth in staircase + tasks
-        if values.get("jsd_loss") is not None
+        if values.get("jsd_loss_error") is not None
     ]
 
 

@@ -269,31 +269,20 @@ def _split(x: Array, y: Array) -> dict[str, tuple[Array, Array]]:
     return {name: (x[rows], y[rows]) for name, rows in ends.items()}
 
 
+ORACLE_SIZE = 100_000
+"""Pairs that `oracle` draws at a time."""
+
+
 def oracle(level: float, samples: int, seed: int = 0) -> dict[str, float]:
     """Read-offs of the best critic, T = log r, on the staircase; `samples` pairs and shufflings.
 
     ``_error`` is the standard error of the number before it, in nats.
     """
-    size = 100_000
-    information = jnp.array(level)
-
-    @jax.jit
-    def sums(key: Array) -> Array:
-        p, q, r = jax.random.split(key, 3)
-        positive = gaussian_log_ratio(*gaussian_pairs(p, size, information), information)
-        x, y = jax.random.normal(q, (size, DIMENSIONS)), jax.random.normal(r, (size, DIMENSIONS))
-        negative = gaussian_log_ratio(x, y, information)
-        terms = (
-            jax.nn.softplus(-positive),
-            jax.nn.softplus(negative),
-            positive,
-            -jnp.exp(negative),
-        )
-        return jnp.stack([jnp.stack([t.mean(), jnp.square(t).mean()]) for t in terms])
-
-    keys = jax.random.split(jax.random.key(seed), max(1, samples // size))
-    moments = np.mean([np.asarray(sums(key), np.float64) for key in keys], axis=0)
-    count = len(keys) * size
+    keys = jax.random.split(jax.random.key(seed), max(1, samples // ORACLE_SIZE))
+    moments = np.mean(
+        [np.asarray(_oracle_moments(key, jnp.array(level)), np.float64) for key in keys], axis=0
+    )
+    count = len(keys) * ORACLE_SIZE
     mean, variance = moments[:, 0], (moments[:, 1] - moments[:, 0] ** 2) / count
     loss = float(mean[0] + mean[1])
     return {
@@ -306,6 +295,17 @@ def oracle(level: float, samples: int, seed: int = 0) -> dict[str, float]:
         "nwj_shifted": 1 + float(mean[2] + mean[3]),
         "nwj_shifted_error": float(np.sqrt(variance[2] + variance[3])),
     }
+
+
+@jax.jit
+def _oracle_moments(key: Array, information: Array) -> Array:
+    """First and second moments ``[4, 2]`` of what the bounds average."""
+    p, q, r = jax.random.split(key, 3)
+    positive = gaussian_log_ratio(*gaussian_pairs(p, ORACLE_SIZE, information), information)
+    x, y = (jax.random.normal(k, (ORACLE_SIZE, DIMENSIONS)) for k in (q, r))
+    negative = gaussian_log_ratio(x, y, information)
+    terms = jax.nn.softplus(-positive), jax.nn.softplus(negative), positive, -jnp.exp(negative)
+    return jnp.stack([jnp.stack([t.mean(), jnp.square(t).mean()]) for t in terms])
 
 
 def run(settings: Settings, runs: Path, command: str) -> dict[str, Any]:
