@@ -7,7 +7,7 @@ FURNITURE := sweethome3d-furniture
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart compare costs one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -18,17 +18,20 @@ quickstart: $(VENV)/installed  ## train on the built-in pairs and write the repo
 compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds each (an hour)
 	$(BIN)/python -m benchmarks.compare
 
+costs: $(VENV)/installed  ## what negatives cost in time, memory and traffic (an hour)
+	$(BIN)/python -m benchmarks.objectives
+
 one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against the batch on frozen features (hours)
 	$(BIN)/python -m benchmarks.one_negative
 
-mutual-information: $(VENV)/installed  ## estimators where the truth is known (an hour)
+mutual-information: $(VENV)/installed  ## estimators where the truth is known (half an hour)
 	$(BIN)/python -m benchmarks.mutual_information
 
 test: $(VENV)/installed-test  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-long: $(VENV)/installed-test  ## what takes too long for every change
 	$(BIN)/python -m pytest tests/long
