@@ -75,7 +75,7 @@ def test_every_critic_scores_pairs_as_its_matrix_does(name: str) -> None:
     config = replace(tiny_model(), critic=CriticConfig(name=name))
     model = build_model(config, 16, 40, 8)
     params, state = jax.jit(model.init)(jax.random.key(0))
-    inputs = make_inputs()
+    inputs = make_inputs(9)
     image = model.encode_image(params, state, inputs.image)
     text = model.encode_text(params, state, inputs.tokens, inputs.mask)
     critic = model.critic(params)
@@ -116,7 +116,7 @@ def test_batch_statistics_leave_out_what_is_not_valid() -> None:
     valid = np.arange(9) != 4
     results = []
     for filling in (0, 255):
-        inputs = replace(make_inputs(), valid=valid)
+        inputs = replace(make_inputs(9), valid=valid)
         image = np.where(valid[:, None, None, None], inputs.image, filling)
         embedded, new = model.embed(params, state, replace(inputs, image=image), jax.random.key(0))
         results.append((embedded.image[valid], new))
