@@ -249,3 +249,5 @@ def test_huge_scores_do_not_overflow() -> None:
     offs = read_offs(np.array([1e4, 1e4]), np.array([1e4, -1e4]))
     assert offs["nwj_lower_bound"] == -math.inf
     assert math.isfinite(offs["jsd_loss"])
+    found = intervals(1e5 * np.ones((6, 6)), np.arange(6), resamples=50)
+    assert not any(math.isnan(value) for value in found.values())

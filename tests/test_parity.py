@@ -51,7 +51,7 @@ def negatives(name: str, **changes: Any) -> NegativesConfig:
 PUBLISHED = {"norm": "batch", "noisy_identity": True}
 TERMS = {"visual_weight": 1.0, "textual_weight": 1.0, "prior_weight": 0.1}
 CASES = {
-    "all": Case(negatives("all", implementation="ring", chunk=3), "sigmoid", "separable"),
+    "all": Case(negatives("all", implementation="ring", chunk=3), "jsd", "separable"),
     "hard": Case(negatives("hard", pool="block"), "jsd", "concat"),
     "importance": Case(negatives("importance")),
     "memory": Case(negatives("hard", pool="memory"), "smile", "bilinear"),

@@ -128,7 +128,8 @@ def intervals(
         samples = {
             "jsd_loss": mean_p(np.logaddexp(0, -own)) + mean_q(np.logaddexp(0, scores)),
             "score_positive": mean_p(own),
-            "nwj_lower_bound": 1 + mean_p(own) - np.exp(log_mean_exp),
+            # Finite, so that quantiles can be taken between two worthless ones.
+            "nwj_lower_bound": 1 + mean_p(own) - np.exp(np.minimum(log_mean_exp, 700)),
             "dv_estimate": mean_p(own) - log_mean_exp,
             "smile_estimate": mean_p(own) - np.log(mean_q(clipped)),
             "infonce_lower_bound": np.log(weight.sum(axis=1)) - _infonce_losses(scores, weight),
