@@ -278,7 +278,7 @@ class Config:
     """Pairs per step over all devices and processes."""
     accumulate: PositiveInt = 1
     """Parts of a batch that go through the encoders one after another, to save memory.  Negatives
-    are drawn within a part where `negatives.name` allows it (`train_step.draws_within_parts`);
+    are drawn within a part where `negatives.name` allows it (`combinations.draws_within_parts`);
     otherwise every part is encoded twice (GradCache)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

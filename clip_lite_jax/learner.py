@@ -105,16 +105,29 @@ def make_gradient(learner: Learner) -> GradientFn:
 
 def _of_the_whole(learner: Learner) -> GradientFn:
     def gradient(state: TrainState, batch: Batch) -> tuple[tuple[Array, Learned], Any]:
-        def loss(params: Any) -> tuple[Array, Learned]:
-            embedded, keys, model_state = _embed(learner, params, state, batch, 0)
-            rows = jnp.arange(learner.batch, dtype=jnp.int32)
-            labels = (batch.group, batch.valid, rows)
-            value, learned = _loss(learner, params, state, embedded, keys, labels)
-            return value, replace(learned, model_state=model_state)
-
-        return jax.value_and_grad(loss, has_aux=True)(state.params)
+        rows = jnp.arange(learner.batch, dtype=jnp.int32)
+        return _gradient(learner, state, batch, 0, rows)
 
     return gradient
+
+
+def _gradient(
+    learner: Learner,
+    state: TrainState,
+    batch: Batch,
+    part: Array | int,
+    row: Array,
+    totals: Totals | None = None,
+) -> tuple[tuple[Array, Learned], Any]:
+    """``((loss, Learned), gradient)`` of rows that draw their negatives among themselves."""
+
+    def loss(params: Any) -> tuple[Array, Learned]:
+        embedded, keys, model_state = _embed(learner, params, state, batch, part)
+        labels = (batch.group, batch.valid, row)
+        value, learned = _loss(learner, params, state, embedded, keys, labels, totals)
+        return value, replace(learned, model_state=model_state)
+
+    return jax.value_and_grad(loss, has_aux=True)(state.params)
 
 
 def _in_one_pass(learner: Learner) -> GradientFn:
@@ -131,16 +144,8 @@ def _in_one_pass(learner: Learner) -> GradientFn:
 
         def of_part(model_state: Any, part: Array, batch: Batch, row: Array) -> Any:
             current = replace(state, model_state=model_state)
-
-            def loss(params: Any) -> Any:
-                embedded, keys, new_state = _embed(learner, params, current, batch, part)
-                labels = (batch.group, batch.valid, row)
-                value, learned = _loss(learner, params, current, embedded, keys, labels, totals)
-                return value, (learned.metrics, learned.index, new_state)
-
-            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-            metrics, index, model_state = aux
-            return (value, metrics, grads), (model_state, index)
+            (value, learned), grads = _gradient(learner, current, batch, part, row, totals)
+            return (value, learned.metrics, grads), (learned.model_state, learned.index)
 
         def add(carry: tuple[Any, Any], part: tuple[Array, Batch, Array]) -> Any:
             model_state, so_far = carry
@@ -149,7 +154,8 @@ def _in_one_pass(learner: Learner) -> GradientFn:
 
         given = (jnp.arange(learner.parts), batch, row)
         first = jax.tree.map(lambda x: x[0], given)
-        start = _zeros_like(jax.eval_shape(of_part, state.model_state, *first)[0])
+        shapes = jax.eval_shape(of_part, state.model_state, *first)[0]
+        start = jax.tree.map(jnp.zeros_like, shapes)
         carry, index = lax.scan(add, (state.model_state, start), given)
         model_state, (value, metrics, grads) = carry
         return (value, Learned(metrics, model_state, None, index)), grads
@@ -294,7 +300,7 @@ def _loss(
     if terms.prior_weight:
         prior = jnp.zeros((), value.dtype)
         for name in terms.prior_of:
-            discriminator = partial(_prior_logits, model, name)
+            discriminator = partial(model.prior_logits, prior=name)
             features = getattr(embedded, f"{name}_features")
             # By the first row: every part of a batch draws its own.
             prior_key = jax.random.fold_in(jax.random.fold_in(key, 20 + len(name)), row[0])
@@ -304,11 +310,3 @@ def _loss(
         metrics = metrics | {"prior_loss": prior}
         value = (1 - terms.prior_weight) * value + terms.prior_weight * prior
     return value, Learned(metrics, None, pairs, drawn.index)
-
-
-def _prior_logits(model: Model, name: str, params: Any, features: Array) -> Array:
-    return model.prior_logits(params, features, name)
-
-
-def _zeros_like(shapes: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -69,11 +69,12 @@ def test_gather_and_ring_equal_dense(objective: str, block: int | None, mesh: Me
             )
 
 
-def test_a_row_without_any_negative(mesh: Mesh) -> None:
+@pytest.mark.parametrize("implementation", ["dense", "gather", "ring"])
+def test_a_row_without_any_negative(implementation: Any, mesh: Mesh) -> None:
     pairs = make_pairs(16)
     same = pairs.group.copy()
     same[:, 1] = 7
-    config = NegativesConfig(name="all", implementation="ring")
+    config = NegativesConfig(name="all", implementation=implementation)
     (loss, _), gradient = value_and_gradient(
         config, "infonce", pairs.replace(group=same), mesh, ONE_KEY
     )

@@ -26,6 +26,7 @@ from clip_lite_jax.negatives.layout import (
     layout_of,
     per_shard,
     ring_of,
+    take_rows,
     to_lanes,
 )
 from clip_lite_jax.negatives.memory import memory_layout
@@ -168,8 +169,7 @@ def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weigh
         anchors = to_lanes(anchors_of(pairs, side), layout)
         chooser = _Chooser(draw_key, step, critic, side, weighting, config.chunk)
         best = chooser.visit(_nothing(anchors, config.k), anchors, pool, slots)
-        rows = jax.tree.map(lambda x: jax.vmap(lambda r, i: r[i])(x, best.slot), pool)
-        return from_lanes(_Draw(rows, best.log_z, best.count))
+        return from_lanes(_Draw(take_rows(pool, best.slot), best.log_z, best.count))
 
     return _Pool(draw, layout.lanes)
 
@@ -215,11 +215,11 @@ def _fetch(ring: Ring, rows: Rows, wanted: Array) -> Rows:
         place = wanted - visiting.index[:, :1, None]
         here = (place >= 0) & (place < ring.rows)
 
-        def pick(x: Array, so_far: Array) -> Array:
-            picked = jax.vmap(lambda r, i: r[i])(x, jnp.clip(place, 0, ring.rows - 1))
-            return jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 2)), picked, so_far)
+        def pick(taken: Array, so_far: Array) -> Array:
+            return jnp.where(here.reshape(*here.shape, *[1] * (taken.ndim - 3)), taken, so_far)
 
-        return jax.tree.map(pick, visiting, found), visiting
+        taken = take_rows(visiting, jnp.clip(place, 0, ring.rows - 1))
+        return jax.tree.map(pick, taken, found), visiting
 
     nothing = jax.tree.map(lambda x: jnp.zeros((*wanted.shape, *x.shape[2:]), x.dtype), rows)
     return ring.travel(visit, nothing, rows)[0]

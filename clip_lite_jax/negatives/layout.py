@@ -81,6 +81,11 @@ def from_lanes(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
+def take_rows(tree: Any, index: Array) -> Any:
+    """Rows `index` ``[L, ...]`` of every lane or block: ``[L, M, F] -> [L, ..., F]``."""
+    return jax.tree.map(lambda x: jax.vmap(lambda rows, i: rows[i])(x, index), tree)
+
+
 def lane_keys(key: Array, rows: Array, layout: Layout) -> Array:
     """A key for every lane ``[total lanes]``, by its place in the whole batch; `rows` ``[B]``."""
     lane = rows[:: layout.rows] // layout.rows
@@ -128,8 +133,7 @@ def exchange(tree: Any, send: Array, take: Array, layout: Layout, mesh: Mesh) ->
     peers = [list(range(first, first + spread)) for first in range(0, shards, spread)]
 
     def reorder(x: Array, order: Array) -> Array:
-        by_lane = x.reshape(lanes_here, layout.rows, *x.shape[1:])
-        return jax.vmap(lambda rows, i: rows[i])(by_lane, order)
+        return take_rows(x.reshape(lanes_here, layout.rows, *x.shape[1:]), order)
 
     def local(x: Array, send: Array, take: Array) -> Array:
         feature = x.shape[1:]

@@ -6,7 +6,7 @@ the devices in chunks, and its backward pass goes round once more instead of kee
 memory is linear in the batch.  Source of the ring: SigLIP (arXiv 2303.15343), section 3.3.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.negatives.layout import Ring, from_lanes, in_chunks, per_shard, ring_of
+from clip_lite_jax.negatives.layout import (
+    Layout,
+    Ring,
+    from_lanes,
+    in_chunks,
+    per_shard,
+    ring_of,
+    to_lanes,
+)
 from clip_lite_jax.negatives.pairs import (
     IMAGE,
     TEXT,
@@ -33,7 +41,7 @@ from clip_lite_jax.negatives.pairs import (
     score_matrix,
     sides_of,
 )
-from clip_lite_jax.objectives import Bound, RowScores, Scores
+from clip_lite_jax.objectives import Bound, RowScores, Scores, Sums, sum_negatives
 from clip_lite_jax.sharding import BATCH_AXES, batch_shards, batch_spec
 
 
@@ -53,8 +61,14 @@ def build_all(
             f"negatives.implementation={config.implementation!r}: this objective needs all scores "
             "at once; set it to dense"
         )
-    summed = _gathered if config.implementation == "gather" else _ringed
-    local = partial(summed, ring, bound, config)
+    if config.implementation == "gather":
+        summed = partial(_gathered, ring, bound)
+    else:
+        summed = partial(_ringed, ring, bound, config.chunk)
+
+    def local(critic: Critic, images: Rows, texts: Rows, own: Array) -> tuple[Sums, Sums]:
+        return from_lanes(summed(critic, *ring.split((images, texts, own))))
+
     rows, whole = batch_spec(), PartitionSpec()
     by_device = per_shard(local, mesh, (whole, rows, rows, rows))
 
@@ -68,10 +82,10 @@ def build_all(
         slots = float(sums.count.size * (config.block or batch))  # may not fit into int32
         scores = RowScores(
             positive=positive,
+            sums=sums,
             share_valid=jnp.sum(sums.count) / slots,
             pair_valid=pairs.valid,
             bound=bound.name,
-            **{field.name: getattr(sums, field.name) for field in fields(sums)},
         )
         return Drawn(scores, None)
 
@@ -79,16 +93,13 @@ def build_all(
 
 
 def _dense(config: NegativesConfig, batch: int) -> Sampler:
-    block = config.block or batch
+    layout = Layout(batch, config.block or batch, lanes=1)
     sides = sides_of(config.sides)
 
     def sample(key: Array, step: Array, pairs: Pairs, critic: Critic) -> Drawn:
         del key, step
-
-        def by_block(tree: Any) -> Any:
-            return jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), tree)
-
-        images, texts = by_block(anchors_of(pairs, TEXT)), by_block(candidates_of(pairs, TEXT))
+        images = to_lanes(anchors_of(pairs, TEXT), layout)
+        texts = to_lanes(candidates_of(pairs, TEXT), layout)
         matrix = critic.matrix(images.embedding, texts.embedding)  # [blocks, block, block]
         by_side = (matrix, jnp.swapaxes(matrix, -1, -2))
         negative = jnp.stack([from_lanes(by_side[side]) for side in sides])  # [S, B, block]
@@ -109,48 +120,13 @@ def _dense(config: NegativesConfig, batch: int) -> Sampler:
 # --- Sums over the negatives of each pair ---------------------------------------------------------
 
 
-@flax.struct.dataclass
-class _Sums:
-    """The fields of `RowScores` that are sums over negatives; ``[N]`` each."""
-
-    reduced: Array
-    count: Array
-    score_sum: Array
-    rejected: Array
-    outranked: Array
-
-
-def _nothing(bound: Bound, like: Array) -> _Sums:
+def _nothing(bound: Bound, like: Array) -> Sums:
     zero = jnp.zeros_like(like)
     start = zero - jnp.inf if bound.reduction == "logsumexp" else zero
-    return _Sums(start, zero, zero, zero, zero)
+    return Sums(start, zero, zero, zero, zero)
 
 
-def _sums(bound: Bound, scores: Array, allowed: Array, own: Array) -> _Sums:
-    """Sums over the last dimension of scores ``[..., N, M]``; `own` ``[..., N]`` is T of the pair.
-
-    Nothing here is differentiated but `reduced`.
-    """
-    terms = bound.negative(scores)
-    if bound.reduction == "logsumexp":
-        reduced = jax.nn.logsumexp(jnp.where(allowed, terms, -jnp.inf), axis=-1)
-    else:
-        reduced = jnp.sum(jnp.where(allowed, terms, 0.0), axis=-1)
-
-    def total(values: Array) -> Array:
-        return jnp.sum(jnp.where(allowed, values, 0.0), axis=-1)
-
-    frozen = lax.stop_gradient(scores)
-    return _Sums(
-        reduced,
-        total(jnp.ones_like(frozen)),
-        total(frozen),
-        total((frozen < 0).astype(frozen.dtype)),
-        total((frozen < own[..., None]).astype(frozen.dtype)),
-    )
-
-
-def _add(bound: Bound, one: _Sums, other: _Sums) -> _Sums:
+def _add(bound: Bound, one: Sums, other: Sums) -> Sums:
     total = jax.tree.map(jnp.add, one, other)
     if bound.reduction == "logsumexp":
         total = replace(total, reduced=jnp.logaddexp(one.reduced, other.reduced))
@@ -158,29 +134,20 @@ def _add(bound: Bound, one: _Sums, other: _Sums) -> _Sums:
 
 
 def _gathered(
-    ring: Ring,
-    bound: Bound,
-    config: NegativesConfig,
-    critic: Critic,
-    images: Rows,
-    texts: Rows,
-    own: Array,
-) -> tuple[_Sums, _Sums]:
+    ring: Ring, bound: Bound, critic: Critic, images: Rows, texts: Rows, own: Array
+) -> tuple[Sums, Sums]:
     """On one device: its rows against all rows of the block, gathered."""
-    del config
 
     def gather(x: Array) -> Array:  # [blocks, rows, ...] -> [blocks, block, ...]
         if ring.spread == 1:
             return x
         return lax.all_gather(x, BATCH_AXES, axis=1, axis_index_groups=ring.peers, tiled=True)
 
-    images, texts, own = ring.split((images, texts, own))
-
-    def one_side(side: int) -> _Sums:
+    def one_side(side: int) -> Sums:
         anchors, candidates = (images, texts) if side == TEXT else (texts, images)
         everyone = jax.tree.map(gather, candidates)
         scores = score_matrix(critic, side, anchors.embedding, everyone.embedding)
-        return from_lanes(_sums(bound, scores, every_pair(anchors, everyone), own))
+        return sum_negatives(bound, scores, every_pair(anchors, everyone), own)
 
     return one_side(TEXT), one_side(IMAGE)
 
@@ -194,26 +161,18 @@ class _Travellers:
 
     rows: Rows
     own: Array  # T of the pair
-    sums: Any  # forward: `_Sums` of the image side
+    sums: Any  # forward: `Sums` of the image side
     reduced: Any  # backward: what they were reduced to,
     pull: Any  # the gradient that arrives for it,
     gradient: Any  # and the gradient of the embedding
 
 
 def _ringed(
-    ring: Ring,
-    bound: Bound,
-    config: NegativesConfig,
-    critic: Critic,
-    images: Rows,
-    texts: Rows,
-    own: Array,
-) -> tuple[_Sums, _Sums]:
+    ring: Ring, bound: Bound, chunk: int, critic: Critic, images: Rows, texts: Rows, own: Array
+) -> tuple[Sums, Sums]:
     """On one device: its rows against those of every device of the ring, `chunk` at a time."""
-    images, texts, own = ring.split((images, texts, own))
     frozen = replace(images, embedding=None), replace(texts, embedding=None), own
-    sums = _ring_sums(ring, bound, config.chunk, critic, images.embedding, texts.embedding, frozen)
-    return from_lanes(sums)
+    return _ring_sums(ring, bound, chunk, critic, images.embedding, texts.embedding, frozen)
 
 
 Frozen = tuple[Rows, Rows, Array]
@@ -223,18 +182,18 @@ Frozen = tuple[Rows, Rows, Array]
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _ring_sums(
     ring: Ring, bound: Bound, chunk: int, critic: Critic, image: Any, text: Any, frozen: Frozen
-) -> tuple[_Sums, _Sums]:
+) -> tuple[Sums, Sums]:
     """Sums for the text side and for the image side, from one pass over the scores."""
     images, texts, own = frozen
     images, texts = replace(images, embedding=image), replace(texts, embedding=text)
 
-    def visit(sums: _Sums, visiting: _Travellers) -> tuple[_Sums, _Travellers]:
-        def one(sums: _Sums, part: _Travellers) -> tuple[_Sums, _Sums]:
+    def visit(sums: Sums, visiting: _Travellers) -> tuple[Sums, _Travellers]:
+        def one(sums: Sums, part: _Travellers) -> tuple[Sums, Sums]:
             scores = critic.matrix(images.embedding, part.rows.embedding)
             allowed = every_pair(images, part.rows)
             turned = jnp.swapaxes(scores, -1, -2), jnp.swapaxes(allowed, -1, -2)
-            columns = _add(bound, part.sums, _sums(bound, *turned, part.own))
-            return _add(bound, sums, _sums(bound, scores, allowed, own)), columns
+            columns = _add(bound, part.sums, sum_negatives(bound, *turned, part.own))
+            return _add(bound, sums, sum_negatives(bound, scores, allowed, own)), columns
 
         parts = in_chunks(visiting, visiting.rows.valid, chunk)
         sums, columns = lax.scan(one, sums, parts)
@@ -248,13 +207,13 @@ def _ring_sums(
 
 def _ring_forward(
     ring: Ring, bound: Bound, chunk: int, critic: Critic, image: Any, text: Any, frozen: Frozen
-) -> tuple[tuple[_Sums, _Sums], Any]:
+) -> tuple[tuple[Sums, Sums], Any]:
     sums = _ring_sums(ring, bound, chunk, critic, image, text, frozen)
     return sums, (critic, image, text, frozen, (sums[0].reduced, sums[1].reduced))
 
 
 def _ring_backward(
-    ring: Ring, bound: Bound, chunk: int, kept: Any, pulls: tuple[_Sums, _Sums]
+    ring: Ring, bound: Bound, chunk: int, kept: Any, pulls: tuple[Sums, Sums]
 ) -> tuple[Any, Any, Any, None]:
     """Scores every pair again, and sends the gradients of the texts home with them."""
     critic, image, text, (images, texts, own), (reduced, text_reduced) = kept

@@ -24,9 +24,10 @@ from clip_lite_jax.objectives.bounds import (
     nwj,
     sigmoid,
     smile,
+    sum_negatives,
 )
 from clip_lite_jax.objectives.prior import prior_matching
-from clip_lite_jax.objectives.scores import RowScores, Scores, Totals
+from clip_lite_jax.objectives.scores import RowScores, Scores, Sums, Totals
 
 __all__ = [
     "OBJECTIVES",
@@ -36,9 +37,11 @@ __all__ = [
     "Objective",
     "RowScores",
     "Scores",
+    "Sums",
     "Totals",
     "build_objective",
     "prior_matching",
+    "sum_negatives",
 ]
 
 Objective = Callable[[Scores | RowScores], tuple[Array, dict[str, Array]]]

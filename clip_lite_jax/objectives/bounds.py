@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from clip_lite_jax.objectives.scores import RowScores, Scores
+from clip_lite_jax.objectives.scores import RowScores, Scores, Sums
 
 Reduction = Literal["mean", "sum", "logsumexp"]
 Result = tuple[Array, dict[str, Array]]
@@ -52,29 +52,52 @@ INFONCE = Bound("infonce", _identity, _identity, "logsumexp")
 SIGMOID = Bound("sigmoid", _minus_softplus_minus, jax.nn.softplus, "sum")
 
 
-def reduce_rows(bound: Bound, scores: Scores) -> RowScores:
-    """Sums over the negatives of each pair and side of masked scores (`Scores.masked`)."""
-    times = scores.multiplicity
-    terms = bound.negative(scores.negative)
+def sum_negatives(
+    bound: Bound,
+    negative: Array,
+    valid: Array,
+    positive: Array,
+    log_weight: Array | float = 0.0,
+    times: Array | float = 1.0,
+) -> Sums:
+    """Sums over the last dimension of scores ``[..., B, K]`` of the negatives of pairs.
+
+    `positive` ``[..., B]`` is T of the pairs; `log_weight` and `times` are as in `Scores`.  Only
+    `Sums.reduced` has a gradient.
+    """
+    terms = bound.negative(negative)
     if bound.reduction == "logsumexp":
-        terms = jnp.where(scores.valid, terms + scores.log_weight + jnp.log(times), -jnp.inf)
-        some = jnp.any(scores.valid, axis=-1, keepdims=True)
-        finite = jax.nn.logsumexp(jnp.where(some, terms, 0.0), axis=-1)
-        reduced = jnp.where(some[..., 0], finite, -jnp.inf)
+        terms = jnp.where(valid, terms + log_weight + jnp.log(times), -jnp.inf)
+        reduced = jax.nn.logsumexp(terms, axis=-1)
     else:
-        weighted = times * jnp.exp(scores.log_weight) * terms
-        reduced = jnp.sum(jnp.where(scores.valid, weighted, 0.0), axis=-1)
+        weighted = times * jnp.exp(log_weight) * terms
+        reduced = jnp.sum(jnp.where(valid, weighted, 0.0), axis=-1)
 
     def total(values: Array) -> Array:
-        return lax.stop_gradient(jnp.sum(jnp.where(scores.valid, times * values, 0.0), axis=-1))
+        return lax.stop_gradient(jnp.sum(jnp.where(valid, times * values, 0.0), axis=-1))
 
+    return Sums(
+        reduced,
+        count=total(jnp.ones_like(negative)),
+        score_sum=total(negative),
+        rejected=total((negative < 0).astype(negative.dtype)),
+        outranked=total((negative < positive[..., None]).astype(negative.dtype)),
+    )
+
+
+def reduce_rows(bound: Bound, scores: Scores) -> RowScores:
+    """Sums over the negatives of each pair and side of masked scores (`Scores.masked`)."""
+    sums = sum_negatives(
+        bound,
+        scores.negative,
+        scores.valid,
+        scores.positive,
+        scores.log_weight,
+        scores.multiplicity,
+    )
     return RowScores(
         positive=scores.positive,
-        reduced=reduced,
-        count=total(jnp.ones_like(scores.negative)),
-        score_sum=total(scores.negative),
-        rejected=total(scores.negative < 0),
-        outranked=total(scores.negative < scores.positive[:, None]),
+        sums=sums,
         share_valid=jnp.mean(scores.valid.astype(scores.positive.dtype))
         / (scores.totals.parts if scores.totals else 1),
         pair_valid=scores.pair_valid,
@@ -93,10 +116,12 @@ def loss_of(bound: Bound, rows: RowScores) -> Array:
         raise ValueError(f"scores were summed up for {rows.bound}, not for {bound.name}")
     positive = rows.pair_mean(bound.positive(rows.positive))
     if bound.reduction == "mean":
-        return rows.negative_mean(rows.reduced) - positive
+        return rows.negative_mean(rows.sums.reduced) - positive
     if bound.reduction == "sum":
-        return rows.pair_mean(rows.reduced) - positive
-    return rows.pair_mean(jnp.logaddexp(bound.negative(rows.positive), rows.reduced)) - positive
+        return rows.pair_mean(rows.sums.reduced) - positive
+    return (
+        rows.pair_mean(jnp.logaddexp(bound.negative(rows.positive), rows.sums.reduced)) - positive
+    )
 
 
 def rows_of(bound: Bound, scores: Scores | RowScores) -> RowScores:
@@ -229,9 +254,9 @@ def score_metrics(rows: RowScores) -> dict[str, Array]:
     accepted = rows.pair_mean((rows.positive > 0).astype(rows.positive.dtype))
     return {
         "score_positive": rows.pair_mean(rows.positive),
-        "score_negative": rows.negative_mean(rows.score_sum),
-        "critic_accuracy": (accepted + rows.negative_mean(rows.rejected)) / 2,
-        "ranking_accuracy": rows.negative_mean(rows.outranked),
+        "score_negative": rows.negative_mean(rows.sums.score_sum),
+        "critic_accuracy": (accepted + rows.negative_mean(rows.sums.rejected)) / 2,
+        "ranking_accuracy": rows.negative_mean(rows.sums.outranked),
         "valid_negatives": rows.share_valid,
     }
 

@@ -60,6 +60,17 @@ class Scores:
 
 
 @flax.struct.dataclass
+class Sums:
+    """What is left of the negatives of each pair: ``[..., B]`` each."""
+
+    reduced: Array  # sum of the bound's negative term, or log of the sum of its exp
+    count: Array  # negatives
+    score_sum: Array  # sum of their scores; this and what follows only for the log
+    rejected: Array  # how many have T < 0
+    outranked: Array  # how many have T < T of the pair
+
+
+@flax.struct.dataclass
 class RowScores:
     """Scores of which only sums over the negatives of each pair are left.
 
@@ -68,15 +79,11 @@ class RowScores:
     """
 
     positive: Array  # [B]
-    reduced: Array  # [S, B] sum of the bound's negative term, or log of the sum of its exp
-    count: Array  # [S, B] negatives
-    score_sum: Array  # [S, B] sum of their scores; this and what follows only for the log
-    rejected: Array  # [S, B] how many have T < 0
-    outranked: Array  # [S, B] how many have T < T of the pair
+    sums: Sums  # [S, B]
     share_valid: Array  # [] share of the slots for negatives that hold one
     pair_valid: Array  # [B] bool
     totals: Totals | None = None
-    bound: str = flax.struct.field(pytree_node=False, default="")  # that `reduced` belongs to
+    bound: str = flax.struct.field(pytree_node=False, default="")  # that `sums.reduced` belongs to
 
     def pair_mean(self, values: Array) -> Array:
         """Mean over valid pairs, and over the sides, of values ``[..., B]``; 0 without any."""
@@ -87,5 +94,5 @@ class RowScores:
 
     def negative_mean(self, sums: Array) -> Array:
         """Mean over valid negatives, from their sums for each pair ``[S, B]``; 0 without any."""
-        count = jnp.sum(self.count) if self.totals is None else self.totals.negatives
+        count = jnp.sum(self.sums.count) if self.totals is None else self.totals.negatives
         return jnp.sum(sums) / jnp.maximum(count, 1)
