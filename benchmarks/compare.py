@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pages import table as markdown_table
 from clip_lite_jax.apps.report_tables import COMPARE_FILE, over_seeds
 from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, load_config
 from clip_lite_jax.evaluate import evaluate
@@ -106,7 +107,7 @@ def markdown(table: dict[str, Any]) -> str:
         cells = [_mean_and_deviation(v) for v in values]
         lines.append([row["label"], f"{np.median(row['train_seconds']):.0f} s", *cells])
     lines.append(["chance", "", *(f"{first[key + '_chance'][0]:.3f}" for key in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

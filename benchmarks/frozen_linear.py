@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.frozen_features import FEATURES_FILE, Features, load_features
 from benchmarks.frozen_pairs import GALLERIES
+from benchmarks.pages import table
 from clip_lite_jax.evaluators.retrieval import retrieval_metrics
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -76,7 +77,7 @@ def markdown(results: dict[str, dict[str, dict[str, float]]]) -> str:
         for name, metrics in galleries.items():
             cells = [f"{metrics[column]:.3f}" for column in columns]
             lines.append([f"{stage}/{name}", f"{metrics['images']:.0f}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(lines)
 
 
 def main() -> None:

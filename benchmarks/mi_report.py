@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.mi_training import certified_excess
+from benchmarks.pages import table, write_tables
 from clip_lite_jax.apps.report_plots import LIGHT
 
 DOCS = Path(__file__).parent.parent / "docs" / "mutual_information.md"
@@ -142,7 +143,7 @@ def _oracle_table(results: dict[str, Any]) -> str:
                 f"{row['jsd_lower_bound']:.3f}",
             ]
         )
-    return _markdown(lines)
+    return table(lines)
 
 
 def _headline_table(results: dict[str, Any]) -> str:
@@ -160,7 +161,7 @@ def _headline_table(results: dict[str, Any]) -> str:
                 cells.append(share.replace("-", "−") if s.lost == 0 else _lost(s))
             bold = "**" if (training, name) == HEADLINE else ""
             lines.append([task, critic, f"{bold}{label}{bold}", *cells])
-    return _markdown(lines)
+    return table(lines)
 
 
 def _spread_table(results: dict[str, Any], task: str, critic: str, function: Any) -> str:
@@ -173,7 +174,7 @@ def _spread_table(results: dict[str, Any], task: str, critic: str, function: Any
         spreads = [function(results, task, critic, training, name, level) for level in levels]
         if None not in spreads:
             lines.append([label, *(_cell(s) for s in spreads)])
-    return _markdown(lines)
+    return table(lines)
 
 
 def _cell(s: Spread) -> str:
@@ -206,7 +207,7 @@ def _tasks_table(results: dict[str, Any]) -> str:
             cells.append(_lost(s) if s.lost else f"{_number(s.mean, 3)} ± {s.deviation:.3f}")
         if cells:
             lines.append([label, *cells])
-    return _markdown(lines)
+    return table(lines)
 
 
 def certified_excesses(results: dict[str, Any]) -> list[float]:
@@ -244,35 +245,10 @@ def _number(value: float, digits: int = 2) -> str:
     return text.replace("-", "−")
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def write(results: dict[str, Any], docs: Path) -> None:
-    """Puts the tables between their marks in `docs`, and the plot beside it.
-
-    A file that is not there yet is made of the tables alone.
-    """
-    found = tables(results)
-    if docs.exists():
-        text = docs.read_text()
-    else:
-        docs.parent.mkdir(parents=True, exist_ok=True)
-        text = "\n\n".join(f"{_mark(name)}\n{_END}" for name in found) + "\n"
-    for name, table in found.items():
-        before, mark, rest = text.partition(_mark(name))
-        if mark:
-            after = rest.partition(_END)[2]
-            text = f"{before}{mark}\n{table}\n{_END}{after}"
-    docs.write_text(text)
+    """Puts the tables between their marks in `docs`, and the plot beside it."""
+    write_tables(docs, tables(results))
     plot(results).savefig(docs.with_suffix(".png"), dpi=150)
-
-
-_END = "<!-- end -->"
-
-
-def _mark(name: str) -> str:
-    return f"<!-- {name} -->"
 
 
 PANELS = (

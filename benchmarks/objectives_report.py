@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.objectives_hlo import KINDS
+from benchmarks.pages import table as markdown_table
+from benchmarks.pages import write_tables
 from clip_lite_jax.apps.report_plots import LIGHT
 
 DOCS = Path(__file__).parent.parent / "docs" / "costs.md"
@@ -76,7 +78,7 @@ def _table(columns: Sequence[Column]) -> str:
     for case in cases:
         cells = [[show(r) for r in records if r["case"] == case] for _, records, show in columns]
         lines.append([case, *(cell[0] if cell else "" for cell in cells)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 def _traffic(cpu: Record | None, tpu: Record | None) -> str:
@@ -140,19 +142,8 @@ def _made_by(part: Record | None) -> str:
 
 
 def write(results: dict[str, Any], docs: Path) -> None:
-    """Puts the tables between their marks in `docs`, and the plot beside it.
-
-    A file that is not there yet is made of the tables alone.
-    """
-    found = tables(results)
-    marked = "\n\n".join(f"<!-- {name} -->\n<!-- end -->" for name in found)
-    text = docs.read_text() if docs.exists() else marked + "\n"
-    for name, table in found.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        if mark:
-            text = f"{before}{mark}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    docs.parent.mkdir(parents=True, exist_ok=True)
-    docs.write_text(text)
+    """Puts the tables between their marks in `docs`, and the plot beside it."""
+    write_tables(docs, tables(results))
     plot(results).savefig(docs.with_suffix(".png"), dpi=150)
 
 

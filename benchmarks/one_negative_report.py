@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.pages import table
+
 REFERENCE = "infonce"
 FULL = "sigmoid"
 MARKS = ("<!-- begin of what the command writes -->\n", "<!-- end of what the command writes -->\n")
@@ -22,8 +24,7 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> tuple[float, 
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    return table([head, ["---"] * len(head), *lines]) + "\n"
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from frozen import make_features
 
 from benchmarks import frozen_linear
 from benchmarks.frozen_features import Features, load_features, save_features
@@ -41,22 +42,8 @@ def emoji() -> list[Example]:
 
 @pytest.fixture
 def features() -> Features:
-    """Six pairs in every split, three of a group; text is a linear function of image."""
-    rng = np.random.default_rng(0)
-    n = 6 * len(SPLITS)
-    image = rng.normal(size=(n, 5)).astype(np.float32)
-    joined = image @ rng.normal(size=(5, 4)).astype(np.float32)
-    return Features(
-        image=image,
-        caption=np.repeat(joined, 2, axis=0),
-        joined=joined,
-        owner=np.repeat(np.arange(n, dtype=np.int32), 2),
-        group=np.arange(n, dtype=np.int32) // 3,
-        split=np.repeat(SPLITS, 6),
-        id=np.array([f"pair {i}" for i in range(n)]),
-        text=np.array([f"caption {i} – “ä”" for i in range(2 * n)]),
-        provenance={"date": "2026-01-01"},
-    )
+    """Six pairs in every split, three of a group."""
+    return make_features(rows=6, per_group=3, image_width=5, text_width=4)
 
 
 def test_emoji_splits_hold_out_concepts_and_artists(emoji: list[Example]) -> None:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from frozen import make_features
 from scipy import stats
 
 from benchmarks import one_negative as bench
 from benchmarks.frozen_features import Features, save_features
-from benchmarks.frozen_pairs import SPLITS
 from benchmarks.one_negative_methods import RECIPES, FromLibrary, Reembedding, Visits, draw
 from benchmarks.one_negative_report import into_page, markdown, paired
 from benchmarks.one_negative_train import Setting, build_task, visits
@@ -24,22 +24,8 @@ ROWS = 40
 
 @pytest.fixture(scope="module")
 def features() -> Features:
-    """Forty pairs in every split, two of a group; text is a linear function of image."""
-    rng = np.random.default_rng(0)
-    n = ROWS * len(SPLITS)
-    image = rng.normal(size=(n, 6)).astype(np.float32)
-    joined = image @ rng.normal(size=(6, 5)).astype(np.float32)
-    return Features(
-        image=image,
-        caption=np.repeat(joined, 2, axis=0),
-        joined=joined,
-        owner=np.repeat(np.arange(n, dtype=np.int32), 2),
-        group=np.arange(n, dtype=np.int32) // 2,
-        split=np.repeat(SPLITS, ROWS),
-        id=np.array([f"pair {i}" for i in range(n)]),
-        text=np.array([f"caption {i}" for i in range(2 * n)]),
-        provenance={},
-    )
+    """Forty pairs in every split, two of a group."""
+    return make_features(ROWS, per_group=2, image_width=6, text_width=5)
 
 
 def test_quick_run_can_be_continued(
