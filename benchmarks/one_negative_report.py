@@ -15,8 +15,11 @@ MARKS = ("<!-- begin of what the command writes -->\n", "<!-- end of what the co
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
-    """Mean difference of runs of equal seeds, with its 95 % interval by Student's t."""
-    difference = np.subtract(values, reference)
+    """Mean difference of runs of equal seeds, with its 95 % interval by Student's t.
+
+    Seed by seed, as far as both go.
+    """
+    difference = np.array([a - b for a, b in zip(values, reference, strict=False)])
     mean = float(difference.mean())
     error = difference.std(ddof=1) / np.sqrt(difference.size)
     half = float(stats.t.ppf(0.975, difference.size - 1) * error)
@@ -98,9 +101,15 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _made_by(results: dict[str, Any]) -> str:
-    made, seeds = results["provenance"], results["plan"]["seeds"]
+    made = results["provenance"]
+    runs = {
+        row["label"]: len(next(iter(row["batches"].values()))["top_1"]) for row in results["rows"]
+    }
+    most = max(runs.values())
+    fewer = [f"{label} {count}" for label, count in runs.items() if count < most]
+    seeds = f"{most} seeds a cell" + (f", but of {'; '.join(fewer)}" if fewer else "")
     return (
-        f"Seeds {seeds[0]} to {seeds[-1]}. Made by `{results['command']}` at commit "
+        f"{seeds}. Intervals are two-sided 95 % ones. Made by `{results['command']}` at commit "
         f"{made['commit']}, {made['machine']}, jax {made['jax']}, Python {made['python']}, "
         f"{made['date']}.\n"
     )

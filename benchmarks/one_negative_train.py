@@ -17,12 +17,21 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.frozen_features import Features
 from benchmarks.frozen_linear import unit
 from benchmarks.frozen_pairs import GALLERIES, STAGES
-from benchmarks.one_negative_methods import FromLibrary, Recipe, Reembedding, Visits
+from benchmarks.one_negative_methods import Recipe
 from clip_lite_jax.config import OptimConfig
 from clip_lite_jax.evaluators.retrieval import retrieval_metrics
 from clip_lite_jax.models.critics import DotCritic
-from clip_lite_jax.negatives import Pairs
+from clip_lite_jax.negatives import (
+    Memory,
+    Pairs,
+    build_sampler,
+    init_memory,
+    remember,
+    uses_memory,
+)
+from clip_lite_jax.objectives import build_objective
 from clip_lite_jax.optim import build_schedule, path_tree
+from clip_lite_jax.sharding import build_mesh
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,15 @@ def build_task(features: Features, components: int) -> Task:
     return Task(data, {s: [gallery(f"{s}/{name}") for name in GALLERIES] for s in STAGES})
 
 
+@flax.struct.dataclass
+class Visits:
+    """Which examples and captions a step sees; the leading dimension of all may be steps."""
+
+    step: Any  # [] int32
+    example: Any  # [B] int32
+    caption: Any  # [B] int32
+
+
 def visits(seed: int, data: TrainSet, epochs: float, batch: int) -> Visits:
     """One shuffled epoch after the other; which examples does not depend on the batch size."""
     rng = np.random.default_rng(seed)
@@ -102,6 +120,8 @@ def visits(seed: int, data: TrainSet, epochs: float, batch: int) -> Visits:
 
 @flax.struct.dataclass
 class BoundCritic:
+    """`negatives.EmbeddingCritic`; its inputs are features ``[N, components]``."""
+
     params: Any
     module: DotCritic = flax.struct.field(pytree_node=False)
 
@@ -111,12 +131,18 @@ class BoundCritic:
     def matrix(self, image: Any, text: Any) -> Any:
         return self.module.apply({"params": self.params}, image, text, method="matrix")
 
+    def embed_image(self, features: Any) -> Any:
+        return self.module.apply({"params": self.params}, features, method="project_image")
+
+    def embed_text(self, features: Any) -> Any:
+        return self.module.apply({"params": self.params}, features, method="project_text")
+
 
 @flax.struct.dataclass
 class State:
     params: Array  # [P] all parameters as one vector: one update instead of one per array
     moments: Any
-    memory: Any
+    memory: Memory | None
 
 
 @dataclass(frozen=True)
@@ -148,19 +174,24 @@ class Trainer:
         example = self.task.train.image[:1], self.task.train.caption[:1]
         return self.module.init(jax.random.key(seed), *example, method=every)["params"]
 
-    def embed(self, params: Any, example: Any, caption: Any) -> Pairs:
-        variables, data, module = {"params": params}, self.task.train, self.module
+    def pairs(self, critic: BoundCritic, visit: Visits, memory: Memory | None) -> Pairs:
+        data = self.task.train
+        image, caption = data.image[visit.example], data.caption[visit.caption]
         return Pairs(
-            module.apply(variables, data.image[example], method="project_image"),
-            module.apply(variables, data.caption[caption], method="project_text"),
-            data.group[example][:, None],
-            jnp.ones(example.shape, bool),
+            critic.embed_image(image),
+            critic.embed_text(caption),
+            data.group[visit.example][:, None],
+            jnp.ones(visit.example.shape, bool),
+            memory=memory,
+            inputs=(image, caption),
         )
 
     def build(self) -> tuple[Callable[..., State], Callable[[int], State]]:
         """``step(key, rate, state, visit) -> state`` and ``start(seed) -> state``."""
-        setting = self.setting
-        method = (Reembedding if self.recipe.embeds_again else FromLibrary)(self.recipe, self.batch)
+        setting, negatives = self.setting, self.recipe.negatives
+        mesh = build_mesh(jax.devices()[:1])
+        objective = build_objective(self.recipe.objective)
+        sampler = build_sampler(negatives, self.batch, mesh)
         params = self.init(0)
         _, unravel = ravel_pytree(params)
         decays = ravel_pytree(
@@ -178,23 +209,28 @@ class Trainer:
             draw_key, keep_key = jax.random.split(jax.random.fold_in(key, visit.step))
 
             def loss(flat: Array) -> tuple[Array, Pairs]:
-                params = unravel(flat)
-                embed = partial(self.embed, params)
-                pairs = embed(visit.example, visit.caption)
-                critic = BoundCritic(params, self.module)
-                value = method.loss(draw_key, visit, pairs, critic, state.memory, embed)
-                return value, jax.lax.stop_gradient(pairs)
+                critic = BoundCritic(unravel(flat), self.module)
+                pairs = self.pairs(critic, visit, state.memory)
+                scores = sampler(draw_key, visit.step, pairs, critic).scores
+                return objective(scores)[0], jax.lax.stop_gradient(pairs)
 
             gradient, pairs = jax.grad(loss, has_aux=True)(state.params)
             update, moments = adam.update(gradient, state.moments)
             update += setting.weight_decay * decays * state.params
             params = state.params - rate * schedule(visit.step) * update
-            return State(params, moments, method.remember(keep_key, visit, pairs, state.memory))
+            memory = None
+            if uses_memory(negatives):
+                memory = remember(negatives, self.batch, mesh, keep_key, visit.step, pairs)
+            return State(params, moments, memory)
 
         def start(seed: int) -> State:
             params = self.init(seed)
-            rows = np.zeros(self.batch, np.int32)
-            memory = method.empty(self.embed(params, rows, rows), Visits(0, rows, rows))
+            memory = None
+            if uses_memory(negatives):
+                rows = np.zeros(self.batch, np.int32)
+                critic = BoundCritic(params, self.module)
+                pairs = self.pairs(critic, Visits(0, rows, rows), None)
+                memory = init_memory(negatives, self.batch, mesh, pairs)
             flat = ravel_pytree(params)[0]
             return State(flat, adam.init(flat), memory)
 

@@ -22,12 +22,20 @@ def check_combination(
             f"objective.name={objective.name!r} needs all scores at once, and "
             f"negatives.implementation={negatives.implementation!r} keeps none: set it to dense"
         )
-    if negatives.name == "importance" and objective.name in ("dv", "infonce", "smile"):
+    exact = objective.name == "infonce" and negatives.proposal == "exp" and negatives.pool != "lane"
+    if (
+        negatives.name == "importance"
+        and objective.name in ("dv", "infonce", "smile")
+        and not exact
+    ):
         raise ConfigError(
             f"negatives.name='importance' estimates a mean over negatives without bias, and "
             f"objective.name={objective.name!r} takes its logarithm: use the negatives all or hard,"
-            " or the objectives jsd, nwj or sigmoid"
+            " the objectives jsd, nwj or sigmoid, or infonce with negatives.proposal=exp and "
+            "negatives.pool=block"
         )
+    if negatives.reembed:
+        _check_reembed(negatives, parts)
     if parts == 1:
         return
     if batch % parts:
@@ -36,6 +44,21 @@ def check_combination(
         raise ConfigError(
             f"negatives.block={negatives.block}: with accumulate={parts} negatives are drawn "
             f"within parts of {batch // parts} rows; leave it out or set it to that"
+        )
+
+
+def _check_reembed(negatives: NegativesConfig, parts: int) -> None:
+    drawn = ("hard", "importance", "k")
+    if negatives.pool != "memory" or negatives.name not in drawn:
+        raise ConfigError(
+            f"negatives.reembed=true with negatives.name={negatives.name!r} and "
+            f"negatives.pool={negatives.pool!r}: what is drawn from a memory can be embedded again,"
+            f" so set the pool to memory and the name to one of {', '.join(drawn)}"
+        )
+    if parts > 1:
+        raise ConfigError(
+            f"negatives.reembed=true with accumulate={parts}: the negatives would be embedded all "
+            "at once; set accumulate=1 or negatives.reembed=false"
         )
 
 

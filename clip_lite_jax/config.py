@@ -192,6 +192,9 @@ class NegativesConfig:
     memory: PositiveInt = 1024
     """``queue``, ``memory`` and the pool ``memory``: embeddings of earlier steps that a pair sees;
     each lane keeps so many."""
+    reembed: bool = False
+    """With the pool ``memory``: earlier steps' embeddings only choose, and what is drawn passes
+    through today's encoder again.  The memory then keeps images and captions as well."""
     momentum: Fraction = 0.99
     """``queue``: decay of the momentum encoders per step."""
 

@@ -124,7 +124,8 @@ def _gradient(
     def loss(params: Any) -> tuple[Array, Learned]:
         embedded, keys, model_state = _embed(learner, params, state, batch, part)
         labels = (batch.group, batch.valid, row)
-        value, learned = _loss(learner, params, state, embedded, keys, labels, totals)
+        inputs = (batch.image, (batch.tokens, batch.mask)) if learner.negatives.reembed else None
+        value, learned = _loss(learner, params, state, embedded, keys, labels, totals, inputs)
         return value, replace(learned, model_state=model_state)
 
     return jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -266,19 +267,28 @@ def _loss(
     keys: Keys,
     labels: Labels,
     totals: Totals | None = None,
+    inputs: Any = None,
 ) -> tuple[Array, Learned]:
-    """The loss [] of embedded rows: the bound, and the terms beside it."""
+    """The loss [] of embedded rows: the bound, and the terms beside it; see `Pairs.inputs`."""
     _, key = step_keys(learner.seed, state.step)
     group, valid, row = labels
     memory = None if state.target is None else state.target.memory
     key_image, key_text = keys
-    pairs = Pairs(embedded.image, embedded.text, group, valid, row, key_image, key_text, memory)
-    drawn = learner.sampler(key, state.step, pairs, learner.model.critic(params))
+    pairs = Pairs(
+        embedded.image, embedded.text, group, valid, row, key_image, key_text, memory, inputs
+    )
+    model = learner.model
+    cross_critic = (
+        model.critic(params)
+        if inputs is None
+        else model.embedding_critic(params, state.model_state)
+    )
+    drawn = learner.sampler(key, state.step, pairs, cross_critic)
     scores = replace(drawn.scores, totals=totals)
     if isinstance(scores, Scores):
         scores = replace(scores, log_normalizer=state.log_normalizer)
     value, metrics = learner.objective(scores)
-    terms, model = learner.terms, learner.model
+    terms = learner.terms
     metrics = metrics | {"bound_loss": value}
 
     for number, (name, weight, both) in enumerate(

@@ -70,7 +70,7 @@ def init_state(
         params, model_state = model.init(key)
         target = None
         if negatives is not None and uses_memory(negatives):
-            pairs = _pair_shapes(model, params, model_state, batch)
+            pairs = _example_pairs(model, params, model_state, batch)
             memory = init_memory(negatives, batch, mesh, pairs)
             target = Target(params if uses_momentum_encoder(negatives) else None, memory)
         return TrainState(
@@ -96,14 +96,15 @@ def state_shardings(mesh: Mesh, with_memory: bool) -> Any:
     return TrainState(whole, whole, whole, whole, whole, target, whole)
 
 
-def _pair_shapes(model: Model, params: Any, model_state: Any, batch: int) -> Pairs:
-    """Shapes and types of a batch's embeddings."""
+def _example_pairs(model: Model, params: Any, model_state: Any, batch: int) -> Pairs:
+    """Shapes and types of a batch's embeddings and of what they are made of."""
 
     def pairs() -> Pairs:
         inputs = model.example_inputs(batch)
         embedded, _ = model.embed(params, model_state, inputs, jax.random.key(0))
         group = jnp.zeros((batch, GROUP_COLUMNS), jnp.int32)
-        return Pairs(embedded.image, embedded.text, group, jnp.zeros(batch, bool))
+        valid, texts = jnp.zeros(batch, bool), (inputs.tokens, inputs.mask)
+        return Pairs(embedded.image, embedded.text, group, valid, inputs=(inputs.image, texts))
 
     return jax.eval_shape(pairs)
 

@@ -1,7 +1,9 @@
 """Negatives of earlier steps: first in, first out, and the same on any number of devices."""
 
+from dataclasses import replace
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from test_negatives import Cosine, make_pairs
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.negatives import Drawn, Pairs, build_sampler, init_memory, remember
+from clip_lite_jax.objectives import build_objective
 from clip_lite_jax.sharding import build_mesh, put_batch
 
 BATCH, LANES, KEPT = 64, 8, 24  # a lane is dealt 8 rows a step and keeps those of 3 steps
@@ -46,6 +49,11 @@ def run(settings: NegativesConfig, steps: int, mesh: Mesh, keys: bool = False) -
         before = memory
         memory, drawn = step(pairs, jnp.asarray(number))
     return jax.device_get((before, drawn))
+
+
+@pytest.fixture
+def one_device() -> Mesh:
+    return build_mesh(jax.devices()[:1])
 
 
 def test_the_oldest_are_replaced(mesh: Mesh) -> None:
@@ -136,3 +144,123 @@ def test_what_is_missing_is_said() -> None:
         sampler = build_sampler(config(name), BATCH, mesh)
         with pytest.raises(ValueError, match=message):
             sampler(jax.random.key(0), jnp.zeros((), int), make_pairs(BATCH), Cosine())
+
+
+# --- Embedding again ------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class Linear:
+    """T = <a · x, b · y> of inputs x and y."""
+
+    a: Any
+    b: Any
+
+    def embed_image(self, inputs: Any) -> Any:
+        return inputs @ self.a
+
+    def embed_text(self, inputs: Any) -> Any:
+        return inputs @ self.b
+
+    def pairs(self, image: Any, text: Any) -> Any:
+        return jnp.sum(image * text, -1)
+
+    def matrix(self, image: Any, text: Any) -> Any:
+        return jnp.einsum("...nd,...md->...nm", image, text)
+
+
+def with_an_old_memory(settings: NegativesConfig, mesh: Mesh) -> tuple[Linear, Pairs]:
+    """Eight pairs with sixteen of earlier steps, whose embeddings are those of other weights."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 24, 3))
+    now, old = (Linear(*rng.normal(size=(2, 3, 2)) / 2) for _ in range(2))
+    group = rng.integers(0, 40, (24, 1), np.int32)
+
+    def pairs(critic: Linear, rows: slice) -> Pairs:
+        image, text = critic.embed_image(x[rows]), critic.embed_text(y[rows])
+        valid = np.arange(24)[rows] != 20
+        return Pairs(image, text, group[rows], valid, inputs=(x[rows], y[rows]))
+
+    memory = init_memory(settings, 8, mesh, pairs(old, slice(8)))
+    for step in range(2):
+        batch = pairs(old, slice(8 + 8 * step, 16 + 8 * step)).replace(memory=memory)
+        memory = remember(settings, 8, mesh, jax.random.key(0), jnp.asarray(step), batch)
+    return now, pairs(now, slice(8)).replace(memory=memory)
+
+
+def test_what_is_drawn_is_embedded_anew(one_device: Mesh) -> None:
+    settings = NegativesConfig(
+        name="k", sides="both", lanes=1, memory=16, pool="memory", reembed=True, k=5
+    )
+    with jax.enable_x64(True):
+        now, pairs = with_an_old_memory(settings, one_device)
+        drawn = build_sampler(settings, 8, one_device)(
+            jax.random.key(3), jnp.zeros((), int), pairs, now
+        )
+    now, pairs, drawn = jax.device_get((now, pairs, drawn))
+    kept_images, kept_texts = pairs.memory.inputs
+    for side, (anchors, own, kept) in enumerate(
+        (
+            (pairs.image, pairs.text, now.embed_text(kept_texts[0])),
+            (pairs.text, pairs.image, now.embed_image(kept_images[0])),
+        )
+    ):
+        candidates = np.concatenate([kept[::-1], own])  # -1 - m is row m of the memory
+        expected = np.einsum("bd,bkd->bk", anchors, candidates[drawn.index[side] + 16])
+        valid = drawn.scores.valid[side]
+        np.testing.assert_allclose(drawn.scores.negative[side][valid], expected[valid])
+        assert np.any(drawn.index[side] < 0)
+
+
+@pytest.mark.parametrize("proposal", ["sigma", "exp"])
+def test_a_sum_is_that_over_a_memory_embedded_anew(proposal: Any, one_device: Mesh) -> None:
+    """However old the scores that choose: the draw is unbiased, in value and gradient."""
+    settings = NegativesConfig(
+        name="importance", sides="both", lanes=1, memory=16, pool="memory", reembed=True
+    )
+    settings = replace(settings, proposal=proposal)
+    objective, draws = build_objective("sigmoid"), 20_000
+    sampler = build_sampler(settings, 8, one_device)
+    with jax.enable_x64(True):
+        now, pairs = with_an_old_memory(settings, one_device)
+        memory = pairs.memory
+
+        def embedded(critic: Linear) -> Pairs:
+            x, y = pairs.inputs
+            return pairs.replace(image=critic.embed_image(x), text=critic.embed_text(y))
+
+        def one(critic: Linear, key: jax.Array) -> jax.Array:
+            drawn = sampler(key, jnp.zeros((), int), embedded(critic), critic)
+            return objective(drawn.scores)[0]
+
+        def whole(critic: Linear) -> jax.Array:
+            x, y = (
+                jnp.concatenate([a, b[0]]) for a, b in zip(pairs.inputs, memory.inputs, strict=True)
+            )
+            scores = critic.matrix(critic.embed_image(x), critic.embed_text(y))
+            group = np.concatenate([pairs.group, memory.group[0]])[:, 0]
+            valid = np.concatenate([pairs.valid, memory.valid[0]])
+            allowed = (group[:8, None] != group) & valid
+            terms = [jnp.where(allowed, jax.nn.softplus(s), 0) for s in (scores[:8], scores.T[:8])]
+            positive = jnp.diagonal(scores)[:8]
+            return jnp.mean(jax.nn.softplus(-positive)) + sum(map(jnp.sum, terms)) / 16
+
+        def flat(value: Any, gradient: Any) -> jax.Array:
+            return jnp.concatenate([value[None], *map(jnp.ravel, jax.tree.leaves(gradient))])
+
+        keys = jax.random.split(jax.random.key(1), draws)
+        both = jax.jit(jax.vmap(lambda key: flat(*jax.value_and_grad(one)(now, key))))
+        samples = np.asarray(both(keys))
+        expected = np.asarray(flat(*jax.value_and_grad(whole)(now)))
+    error = samples.std(0) / np.sqrt(draws)
+    assert np.all(np.abs(samples.mean(0) - expected) <= 4.5 * error + 1e-9)
+
+
+def test_inputs_are_asked_for(one_device: Mesh) -> None:
+    settings = config("hard", pool="memory", reembed=True)
+    memory = init_memory(settings, BATCH, one_device, pairs_of(0))
+    sampler = build_sampler(settings, BATCH, one_device)
+    with pytest.raises(ValueError, match=r"reembed needs Pairs\.inputs"):
+        sampler(jax.random.key(0), jnp.zeros((), int), pairs_of(0).replace(memory=memory), Cosine())
+    with pytest.raises(ConfigError, match=r"old embeddings for new ones; set negatives\.reembed"):
+        build_sampler(config("importance", pool="memory"), BATCH, one_device)

@@ -291,7 +291,7 @@ def test_names_and_sizes_are_checked() -> None:
 COLLECTIVE = re.compile(
     r"= (.+?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\("
 )
-COLUMNS = 2  # of group; what travels beside an embedding are these, validity and index
+COLUMNS = 4  # of what travels beside an embedding: two of group, validity and index
 
 
 def compiled_gradient(config: NegativesConfig, batch: int, devices: int) -> Any:
@@ -333,8 +333,8 @@ def test_at_most_its_own_embeddings_leave_a_device(name: str, devices: int) -> N
     assert {kind for kind, _ in exchanges} <= {"all-to-all", "collective-permute"}
     local = batch // devices * WIDTH
     assert all(size <= local for _, size in exchanges)
-    # Two sides: an embedding there, its gradient back, and the three small arrays beside it.
-    assert len(exchanges) <= 2 * (2 + 3)
+    # Two sides: an embedding there, its gradient back, and one array of integers beside it.
+    assert len(exchanges) <= 2 * (2 + 1)
     large = [size for _, size in exchanges if size > batch // devices * COLUMNS]
     assert len(large) <= 4
     # Means over the batch are numbers; gradients of parameters would come on top.

@@ -5,8 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from frozen import make_features
@@ -14,10 +12,8 @@ from scipy import stats
 
 from benchmarks import one_negative as bench
 from benchmarks.frozen_features import Features, save_features
-from benchmarks.one_negative_methods import RECIPES, FromLibrary, Reembedding, Visits, draw
 from benchmarks.one_negative_report import into_page, markdown, paired
 from benchmarks.one_negative_train import Setting, build_task, visits
-from clip_lite_jax.negatives import Pairs
 
 ROWS = 40
 
@@ -43,10 +39,11 @@ def test_quick_run_can_be_continued(
     for row in results["rows"]:
         assert list(row["batches"]) == ["4", "8"]
         for cell in row["batches"].values():
-            assert len(cell["top_1"]) == len(bench.QUICK.seeds)
+            assert len(cell["top_1"]) == len(bench.seeds_of(bench.QUICK, row["name"]))
             assert cell["seconds"] > 0
         assert row["batches"]["8"]["temporaries"] > 0
     assert markdown(results) in page
+    assert "3 seeds a cell, but of InfoNCE, one by importance of batch and memory 2." in page
     assert into_page(page, markdown(results)) == page
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     # A line that a kill cut short is made again, and nothing else.
@@ -102,49 +99,6 @@ def test_factor_is_interpolated_in_logarithms() -> None:
     chosen = {4: 0.5, 64: 2.0}
     assert [bench.interpolated(b, chosen) for b in (2, 4, 16, 64, 128)] == pytest.approx(
         [0.5, 0.5, 1.0, 2.0, 2.0]
-    )
-
-
-def test_draw_follows_the_weights() -> None:
-    weight = jnp.array([1.0, 5.0, 2.0, 0.0, 1.0])
-    allowed = jnp.array([True, False, True, True, True])
-    rows = 20_000
-    slots = draw(
-        jax.random.key(0),
-        jnp.broadcast_to(jnp.log(weight), (rows, 5)),
-        jnp.broadcast_to(allowed, (rows, 5)),
-    )
-    share = np.bincount(slots, minlength=5) / rows
-    np.testing.assert_allclose(share, [0.25, 0, 0.5, 0, 0.25], atol=0.015)
-
-
-def test_reembedding_equals_the_library_where_one_candidate_is_left() -> None:
-    """Of two rows each has the other as its only candidate, and the memory is empty."""
-    rng = np.random.default_rng(0)
-    image, text = (jnp.asarray(rng.normal(size=(2, 3)), jnp.float32) for _ in range(2))
-    pairs = Pairs(image, text, jnp.arange(2)[:, None], jnp.ones(2, bool))
-    visit = Visits(jnp.int32(0), jnp.arange(2), jnp.arange(2))
-
-    class Dot:
-        def pairs(self, image: jax.Array, text: jax.Array) -> jax.Array:
-            return jnp.sum(image * text, -1)
-
-        def matrix(self, image: jax.Array, text: jax.Array) -> jax.Array:
-            return image @ jnp.swapaxes(text, -1, -2)
-
-    jax.tree_util.register_pytree_node(Dot, lambda _: ((), None), lambda *_: Dot())
-
-    def loss(recipe: str, method: type) -> jax.Array:
-        made = method(RECIPES[recipe], 2)
-        memory = made.empty(pairs, visit)
-
-        def embed(example: jax.Array, caption: jax.Array) -> Pairs:
-            return Pairs(image[example], text[caption], example[:, None], jnp.ones(2, bool))
-
-        return made.loss(jax.random.key(0), visit, pairs, Dot(), memory, embed)
-
-    assert loss("reembedded_ranking", Reembedding) == pytest.approx(
-        float(loss("ranking_hard", FromLibrary)), rel=1e-6
     )
 
 

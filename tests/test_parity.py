@@ -55,6 +55,9 @@ CASES = {
     "hard": Case(negatives("hard", pool="block"), "jsd", "concat"),
     "importance": Case(negatives("importance")),
     "memory": Case(negatives("hard", pool="memory"), "smile", "bilinear"),
+    "reembed": Case(
+        negatives("importance", pool="memory", reembed=True, proposal="exp"), "infonce"
+    ),
     "queue": Case(negatives("queue"), "infonce"),
     "published": Case(negatives("roll"), "nwj", options=PUBLISHED),
     "terms": Case(negatives("shuffle"), "dv", "dotcon", terms=TERMS),

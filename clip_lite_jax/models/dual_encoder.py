@@ -154,6 +154,21 @@ class BoundCritic:
         return self.module.apply({"params": self.params}, image, text, self.name, method="matrix")
 
 
+@flax.struct.dataclass
+class EmbeddingCritic(BoundCritic):
+    """A critic together with the encoders: `negatives.EmbeddingCritic`."""
+
+    model_state: Any = flax.struct.field(default_factory=dict)
+
+    def embed_image(self, inputs: Any) -> Any:
+        variables = {"params": self.params, **self.model_state}
+        return self.module.apply(variables, inputs, method="encode_image")
+
+    def embed_text(self, inputs: Any) -> Any:
+        variables = {"params": self.params, **self.model_state}
+        return self.module.apply(variables, *inputs, method="encode_text")
+
+
 @dataclass(frozen=True)
 class Model:
     """Pure functions over the parameters of a `DualEncoder`."""
@@ -209,6 +224,10 @@ class Model:
     def critic(self, params: Any, name: str = "critic") -> BoundCritic:
         # Only its own parameters: what is differentiated round a ring of devices stays small.
         return BoundCritic({name: params[name]}, self.module, name)
+
+    def embedding_critic(self, params: Any, model_state: Any) -> EmbeddingCritic:
+        """One that embeds images ``[B, H, W, 3]`` and ``(tokens [B, L], mask [B, L])`` too."""
+        return EmbeddingCritic(params, self.module, "critic", model_state)
 
     def prior_logits(self, params: Any, features: Array, prior: str) -> Any:
         """Features ``[B, F]`` → logits ``[B]`` of the discriminator ``image`` or ``text``."""

@@ -8,6 +8,7 @@ neither on `chunk` nor on the number of devices.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import flax.struct
 import jax
@@ -31,8 +32,10 @@ from clip_lite_jax.negatives.layout import (
 )
 from clip_lite_jax.negatives.memory import memory_layout
 from clip_lite_jax.negatives.pairs import (
+    TEXT,
     Critic,
     Drawn,
+    EmbeddingCritic,
     Pairs,
     Rows,
     Sampler,
@@ -82,16 +85,24 @@ def build_importance(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler
     Of a pool of 1 / lanes of the block every candidate counts lanes times.  A mean over negatives
     is then the ratio of two unbiased sums; a sum over negatives is unbiased as it is.
 
+    With w = exp(T), exp(T) / q is Z whichever candidate is drawn: `infonce` has then its exact
+    value from one negative, and an unbiased gradient.
+
+    With `reembed` the pool is the lane and its memory, q is that of the old scores, and what is
+    drawn is embedded anew: sums over negatives are, in expectation, those over a memory that was
+    embedded anew as a whole.  The logarithm in `infonce` is then of an estimate, which is exact
+    only as far as the old scores are.
+
     Source: importance sampling of the gradient, as for softmax in Bengio and Senécal (2003).
     """
     if config.k != 1:
         raise ConfigError(
             f"negatives.k={config.k}: importance draws one per side; for more name k or hard"
         )
-    if config.pool == "memory":
+    if config.pool == "memory" and not config.reembed:
         raise ConfigError(
-            "negatives.pool='memory': importance estimates the loss over the batch; set the pool "
-            "to lane or block, or name hard"
+            "negatives.pool='memory': importance would take old embeddings for new ones; set "
+            "negatives.reembed=true, the pool to lane or block, or name hard"
         )
 
     def weighting(scores: Array, step: Array) -> Array:
@@ -113,19 +124,39 @@ def _build(
             pool.draw(jax.random.fold_in(key, side), step, pairs, critic, side)
             for side in sides_of(config.sides)
         ]
-        drawn = drawn_scores(pairs, critic, config.sides, [draw.rows for draw in draws])
+        rows = [draw.rows for draw in draws]
+        anew = _embedded_anew(critic, config.sides, rows) if config.reembed else rows
+        drawn = drawn_scores(pairs, critic, config.sides, anew)
         if not unbiased:
             return drawn
+        chosen_by = drawn_scores(pairs, critic, config.sides, rows) if config.reembed else drawn
         log_z = jnp.stack([draw.log_z for draw in draws])[..., None]  # [S, B, 1]
         count = jnp.stack([draw.count for draw in draws])  # [S, B]
-        scores = drawn.scores
+        scores, old = drawn.scores, chosen_by.scores
         assert isinstance(scores, Scores)
-        log_q = weighting(lax.stop_gradient(scores.negative), step) - log_z
+        assert isinstance(old, Scores)
+        log_q = weighting(lax.stop_gradient(old.negative), step) - log_z
         log_count = jnp.log(jnp.maximum(count, 1))[..., None]
         weighted = replace(scores, log_weight=-log_q - log_count, stands_for=pool.share * count)
         return replace(drawn, scores=weighted)
 
     return sample
+
+
+def _embedded_anew(critic: Critic, sides: str, drawn: list[Rows]) -> list[Rows]:
+    """Drawn rows ``[B, K, ...]`` of each side with embeddings by today's parameters."""
+    embedder = cast(EmbeddingCritic, critic)
+
+    def anew(side: int, rows: Rows) -> Rows:
+        if rows.inputs is None:
+            raise ValueError("negatives.reembed needs Pairs.inputs, and a memory that keeps them")
+        inputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows.inputs)
+        embed = embedder.embed_text if side == TEXT else embedder.embed_image
+        shape = rows.valid.shape  # [B, K]
+        embedding = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), embed(inputs))
+        return replace(rows, embedding=embedding)
+
+    return [anew(side, rows) for side, rows in zip(sides_of(sides), drawn, strict=True)]
 
 
 # --- Pools ----------------------------------------------------------------------------------------
@@ -143,7 +174,7 @@ class _Pool:
     draw: Callable[[Array, Array, Pairs, Critic, int], _Draw]
     """``(key, step, pairs, critic, side) -> _Draw``"""
     share: int
-    """Rows of the block for each one in a pool."""
+    """Rows of the block for each one in a pool; a pool with memory stands for itself."""
 
 
 def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
@@ -171,7 +202,7 @@ def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weigh
         best = chooser.visit(_nothing(anchors, config.k), anchors, pool, slots)
         return from_lanes(_Draw(take_rows(pool, best.slot), best.log_z, best.count))
 
-    return _Pool(draw, layout.lanes)
+    return _Pool(draw, 1 if with_memory else layout.lanes)
 
 
 def _block_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
@@ -272,7 +303,6 @@ class _Chooser:
             log_weight = self.weighting(scores, self.step)
             log_weight = jnp.where(every_pair(anchors, rows), log_weight, -jnp.inf)
             noise = _gumbel(self.key, anchors.index, rows.index, scores.dtype)
-            slots = jnp.broadcast_to(slots[..., None, :], scores.shape)
             value, slot = _largest(best, log_weight + noise, slots)
             log_z = jnp.logaddexp(best.log_z, jax.nn.logsumexp(log_weight, axis=-1))
             count = best.count + jnp.sum(log_weight > -jnp.inf, axis=-1)
@@ -282,15 +312,20 @@ class _Chooser:
         return lax.scan(one, best, chunks)[0]
 
 
-def _largest(best: _Best, value: Array, slot: Array) -> tuple[Array, Array]:
-    """The K largest of `best` and of more values ``[..., N, M]``, with their slots."""
-    value = jnp.concatenate([best.value, value], axis=-1)
-    slot = jnp.concatenate([best.slot, slot], axis=-1)
+def _largest(best: _Best, value: Array, slots: Array) -> tuple[Array, Array]:
+    """The K largest of `best` and of more values ``[..., N, M]``, with their slots ``[..., M]``."""
+    slots = jnp.broadcast_to(slots[..., None, :], value.shape)
     k = best.value.shape[-1]
-    # top_k is slow where only one is wanted.
-    one = k == 1
-    place = jnp.argmax(value, -1, keepdims=True) if one else lax.top_k(value, k)[1]
-    return jnp.take_along_axis(value, place, -1), jnp.take_along_axis(slot, place, -1)
+    if k == 1:  # both top_k and argmax take several times as long as two plain reductions
+        top = jnp.max(value, axis=-1, keepdims=True)
+        last = jnp.iinfo(slots.dtype).max
+        slot = jnp.min(jnp.where(value == top, slots, last), axis=-1, keepdims=True)
+        better = top > best.value
+        return jnp.where(better, top, best.value), jnp.where(better, slot, best.slot)
+    value = jnp.concatenate([best.value, value], axis=-1)
+    slots = jnp.concatenate([best.slot, slots], axis=-1)
+    value, place = lax.top_k(value, k)
+    return value, jnp.take_along_axis(slots, place, -1)
 
 
 def _gumbel(key: Array, anchor: Array, candidate: Array, dtype: DTypeLike) -> Array:

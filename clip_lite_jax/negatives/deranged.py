@@ -11,6 +11,7 @@ from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.negatives.layout import (
     compose,
     exchange,
+    from_lanes,
     inverse,
     lane_keys,
     layout_of,
@@ -22,6 +23,7 @@ from clip_lite_jax.negatives.pairs import (
     Critic,
     Drawn,
     Pairs,
+    Rows,
     Sampler,
     candidates_of,
     drawn_scores,
@@ -39,19 +41,20 @@ def build_roll(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
     """
     ring = ring_of(config, batch, batch_shards(mesh))
 
-    def local(x: Array) -> Array:  # [B / shards, ...]
-        blocks = ring.split(x)
-        first_of_next = ring.hop(blocks[:, :1])
-        return jnp.concatenate([blocks[:, 1:], first_of_next], axis=1).reshape(x.shape)
+    def local(rows: Rows) -> Rows:  # [B / shards, ...]
+        blocks = ring.split(rows)
+        first_of_next = ring.hop(jax.tree.map(lambda x: x[:, :1], blocks))
+
+        def rolled(x: Array, first: Array) -> Array:
+            return jnp.concatenate([x[:, 1:], first], axis=1)
+
+        return from_lanes(jax.tree.map(rolled, blocks, first_of_next))
 
     roll = per_shard(local, mesh, (batch_spec(),))
 
     def sample(key: Array, step: Array, pairs: Pairs, critic: Critic) -> Drawn:
         del key, step
-        drawn = [
-            expand(jax.tree.map(roll, candidates_of(pairs, side)))
-            for side in sides_of(config.sides)
-        ]
+        drawn = [expand(roll(candidates_of(pairs, side))) for side in sides_of(config.sides)]
         return drawn_scores(pairs, critic, config.sides, drawn)
 
     return sample

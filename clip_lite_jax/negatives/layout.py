@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -148,7 +149,7 @@ def exchange(tree: Any, send: Array, take: Array, layout: Layout, mesh: Mesh) ->
         return reorder(x.reshape(-1, *feature), take).reshape(-1, *feature)
 
     by_leaf = per_shard(local, mesh, (batch_spec(), batch_spec(), batch_spec()))
-    return jax.tree.map(lambda x: by_leaf(x, send, take), tree)
+    return _moved(lambda x: by_leaf(x, send, take), tree, row_dimensions=1)
 
 
 def in_chunks(tree: Any, valid: Array, size: int) -> Any:
@@ -187,19 +188,23 @@ class Ring:
         if self.spread == 1:
             return tree
         to_previous = [(ring[i], ring[i - 1]) for ring in self.peers for i in range(self.spread)]
-        return jax.tree.map(lambda x: lax.ppermute(x, BATCH_AXES, to_previous), tree)
+        return _moved(lambda x: lax.ppermute(x, BATCH_AXES, to_previous), tree, row_dimensions=2)
 
     def travel(self, visit: Callable[[Any, Any], tuple[Any, Any]], start: Any, rows: Any) -> Any:
         """``visit(carry, visiting) -> (carry, visiting)`` with the rows of every device in turn.
 
-        Every device's rows go round the ring, and come home with what was added to them.
+        Every device's rows go round the ring with what is added to them, and are one `hop` from
+        home in the end: what is wanted there has yet to make it.
         """
+        first = visit(start, rows)
+        if self.spread == 1:
+            return first
 
         def step(state: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-            carry, visiting = visit(*state)
-            return (carry, self.hop(visiting)), None
+            carry, visiting = state
+            return visit(carry, self.hop(visiting)), None
 
-        return lax.scan(step, (start, rows), None, length=self.spread)[0]
+        return lax.scan(step, first, None, length=self.spread - 1)[0]
 
     def split(self, tree: Any) -> Any:
         """On one device: ``[local rows, ...] -> [blocks, rows, ...]``."""
@@ -227,3 +232,20 @@ def per_shard(
 ) -> Callable[..., Any]:
     """`local` on the rows that each device holds; everything it returns is split by rows."""
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=batch_spec(), check_vma=False)
+
+
+def _moved(move: Callable[[Array], Array], tree: Any, row_dimensions: int) -> Any:
+    """`move` for every leaf ``[rows, ...]``, all of int32 and booleans as one array.
+
+    Group, index and validity are so small that what an exchange of them costs is its start.
+    """
+    leaves, form = jax.tree.flatten(tree)
+    small = [n for n, x in enumerate(leaves) if x.dtype in (jnp.int32, jnp.bool_)]
+    columns = [leaves[n].reshape(*leaves[n].shape[:row_dimensions], -1) for n in small]
+    moved = [None if n in small else move(x) for n, x in enumerate(leaves)]
+    if small:
+        ends = np.cumsum([x.shape[-1] for x in columns])[:-1]
+        parts = jnp.split(move(jnp.concatenate(columns, axis=-1)), ends, axis=-1)
+        for n, part in zip(small, parts, strict=True):
+            moved[n] = part.reshape(leaves[n].shape).astype(leaves[n].dtype)
+    return jax.tree.unflatten(form, moved)

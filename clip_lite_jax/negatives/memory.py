@@ -145,8 +145,7 @@ def init_memory(config: NegativesConfig, batch: int, mesh: Mesh, pairs: Pairs) -
     def empty(x: Any) -> Array:
         return jnp.zeros((layout.total_lanes, config.memory, *x.shape[1:]), x.dtype)
 
-    kept = (pairs.image, pairs.text, pairs.group, pairs.valid)
-    return Memory(*jax.tree.map(empty, kept))
+    return jax.tree.map(empty, _kept(config, pairs))
 
 
 def remember(
@@ -157,12 +156,18 @@ def remember(
     Keys of a momentum encoder are kept where there are any, otherwise the embeddings themselves.
     """
     layout = memory_layout(config, batch, mesh)
-    image = pairs.image if pairs.key_image is None else pairs.key_image
-    text = pairs.text if pairs.key_text is None else pairs.key_text
-    new = Memory(*deal(key, (image, text, pairs.group, pairs.valid), pairs.rows, layout, mesh))
+    new = deal(key, _kept(config, pairs), pairs.rows, layout, mesh)
     slot = step % (config.memory // layout.rows) * layout.rows
 
     def write(old: Array, new: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
 
     return lax.stop_gradient(jax.tree.map(write, pairs.memory, new))
+
+
+def _kept(config: NegativesConfig, pairs: Pairs) -> Memory:
+    """What of a batch goes into the memory: ``[B, ...]``."""
+    image = pairs.image if pairs.key_image is None else pairs.key_image
+    text = pairs.text if pairs.key_text is None else pairs.key_text
+    inputs = pairs.inputs if config.reembed else None
+    return Memory(image, text, pairs.group, pairs.valid, inputs)

@@ -23,6 +23,18 @@ class Critic(Protocol):
         ...
 
 
+class EmbeddingCritic(Critic, Protocol):
+    """One that can also embed what `Pairs.inputs` holds, for `NegativesConfig.reembed`."""
+
+    def embed_image(self, inputs: Any) -> Any:
+        """``[N, ...] -> [N, D]``"""
+        ...
+
+    def embed_text(self, inputs: Any) -> Any:
+        """``[N, ...] -> [N, D]``"""
+        ...
+
+
 @flax.struct.dataclass
 class Memory:
     """Embeddings of earlier steps, by lane: the rows of a lane see those that its lane kept."""
@@ -31,6 +43,7 @@ class Memory:
     text: Any  # [lanes, M, D]
     group: Array  # [lanes, M, G]
     valid: Array  # [lanes, M] bool; False until a slot was filled
+    inputs: Any = None  # as `Pairs.inputs`, [lanes, M, ...]
 
 
 @flax.struct.dataclass
@@ -45,6 +58,7 @@ class Pairs:
     key_image: Any = None  # [B, D] of the momentum encoder, without gradient
     key_text: Any = None  # [B, D]
     memory: Memory | None = None
+    inputs: Any = None  # (images, texts) that the embeddings were made of, for `reembed`
 
     @property
     def rows(self) -> Array:  # [B] int32
@@ -74,6 +88,7 @@ class Rows:
     group: Array  # [..., N, G]
     valid: Array  # [..., N]
     index: Array  # [..., N] row in the whole batch
+    inputs: Any = None  # [..., N, ...] what the embedding was made of
 
 
 def sides_of(sides: str) -> tuple[int, ...]:
@@ -83,7 +98,12 @@ def sides_of(sides: str) -> tuple[int, ...]:
 def candidates_of(pairs: Pairs, side: int) -> Rows:
     """The rows that can become negatives on this side."""
     embedding = pairs.text if side == TEXT else pairs.image
-    return Rows(embedding, pairs.group, pairs.valid, pairs.rows)
+    inputs = _of_side(pairs.inputs, side)
+    return Rows(embedding, pairs.group, pairs.valid, pairs.rows, inputs)
+
+
+def _of_side(inputs: Any, side: int) -> Any:
+    return None if inputs is None else inputs[1 if side == TEXT else 0]
 
 
 def anchors_of(pairs: Pairs, side: int) -> Rows:
@@ -142,6 +162,7 @@ def remembered_of(pairs: Pairs, side: int) -> Rows:
         memory.group,
         memory.valid,
         jnp.broadcast_to(index, memory.valid.shape),
+        _of_side(memory.inputs, side),
     )
 
 

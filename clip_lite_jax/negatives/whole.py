@@ -201,8 +201,8 @@ def _ring_sums(
 
     start = _nothing(bound, own)
     travellers = _Travellers(texts, own, start, None, None, None)
-    row_sums, home = ring.travel(visit, start, travellers)
-    return row_sums, home.sums
+    row_sums, last = ring.travel(visit, start, travellers)
+    return row_sums, ring.hop(last.sums)
 
 
 def _ring_forward(
@@ -247,8 +247,8 @@ def _ring_backward(
     travellers = _Travellers(
         replace(texts, embedding=text), own, None, text_reduced, pulls[1].reduced, zero[2]
     )
-    (d_critic, d_image), home = ring.travel(visit, zero[:2], travellers)
-    return d_critic, d_image, home.gradient, None
+    (d_critic, d_image), last = ring.travel(visit, zero[:2], travellers)
+    return d_critic, d_image, ring.hop(last.gradient), None
 
 
 _ring_sums.defvjp(_ring_forward, _ring_backward)
