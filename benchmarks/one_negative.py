@@ -39,15 +39,18 @@ class Plan:
     """Batch sizes at which a step's memory is read from its compiled program."""
     factors: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Of `base_rate`."""
-    selection_seeds: tuple[int, ...] = tuple(range(100, 106))
+    selection_seeds: tuple[int, ...] = tuple(range(100, 104))
     seeds: tuple[int, ...] = tuple(range(32))
-    principal: tuple[str, ...] = ("infonce", "sigmoid", "infonce_importance_memory")
-    """Rows that are run with all seeds."""
+    references: tuple[str, ...] = ("infonce", "sigmoid")
+    contenders: tuple[str, ...] = ("jsd_hard_memory", "infonce_importance_memory")
+    """Rows of one negative of which validation picks one for every batch size; these and the
+    references are run with all seeds."""
     fewer: int = 12
     """Seeds of the other rows, the first of them."""
     recipes: tuple[str, ...] = (
         "infonce",
         "sigmoid",
+        "jsd_hard_memory",
         "infonce_importance_memory",
         "infonce_importance",
         "sigmoid_importance",
@@ -64,14 +67,15 @@ QUICK = Plan(
     factors=(0.5, 1.0),
     selection_seeds=(100,),
     seeds=(0, 1, 2),
-    principal=("infonce", "sigmoid"),
+    contenders=("jsd_hard_memory", "infonce_importance_memory"),
     fewer=2,
-    recipes=("infonce", "sigmoid", "infonce_importance_memory"),
+    recipes=("infonce", "sigmoid", "jsd_hard_memory", "infonce_importance_memory", "jsd_hard"),
 )
 
 
 def seeds_of(plan: Plan, name: str) -> tuple[int, ...]:
-    return plan.seeds if name in plan.principal else plan.seeds[: plan.fewer]
+    every = name in plan.references + plan.contenders
+    return plan.seeds if every else plan.seeds[: plan.fewer]
 
 
 def base_rate(batch: int) -> float:
@@ -79,11 +83,10 @@ def base_rate(batch: int) -> float:
     return 1e-2 * (batch / 64) ** 0.5
 
 
-def interpolated(batch: int, chosen: dict[int, float]) -> float:
-    """The factor at a batch size, linear in the logarithms of both."""
-    sizes = sorted(chosen)
-    logs = np.log([chosen[size] for size in sizes])
-    return float(np.exp(np.interp(np.log(batch), np.log(sizes), logs)))
+def interpolated(batch: int, known: dict[int, float]) -> float:
+    """A number that is known at some batch sizes, linear in the logarithm of the size."""
+    sizes = sorted(known)
+    return float(np.interp(np.log(batch), np.log(sizes), [known[size] for size in sizes]))
 
 
 class Cells:
@@ -131,37 +134,54 @@ class RowRuns:
         return int(self.cells.get(key, lambda: {"bytes": self.trainer.temporaries()})["bytes"])
 
 
-def choose(plan: Plan, runs: dict[int, RowRuns]) -> dict[int, float]:
-    """The factor with the best mean over the selection seeds, at each of `plan.selected`."""
+def choose(plan: Plan, runs: dict[int, RowRuns]) -> dict[int, tuple[float, float]]:
+    """(best mean over the selection seeds, its factor) at each of `plan.selected`."""
 
     def score(batch: int, factor: float) -> float:
         cells = (runs[batch].run(s, factor, "validation") for s in plan.selection_seeds)
         return float(np.mean([cell["top_1"] for cell in cells]))
 
-    return {b: max(plan.factors, key=lambda f: score(b, f)) for b in plan.selected}
+    return {b: max((score(b, factor), factor) for factor in plan.factors) for b in plan.selected}
 
 
 def measure_row(plan: Plan, name: str, task: Task, cells: Cells) -> dict[str, Any]:
     """One row of the table, its numbers by batch size."""
     sizes = sorted({*plan.batches, *plan.selected})
     runs = {batch: RowRuns(plan, name, batch, task, cells) for batch in sizes}
-    chosen = choose(plan, runs)
+    found = choose(plan, runs)
+    validation = {batch: score for batch, (score, _) in found.items()}
+    log_factor = {batch: float(np.log(factor)) for batch, (_, factor) in found.items()}
     recipe = RECIPES[name]
     by_batch: dict[int, dict[str, Any]] = {}
     for batch in plan.batches:
-        row, factor = runs[batch], interpolated(batch, chosen)
-        found = [row.run(seed, factor, "test") for seed in seeds_of(plan, name)]
+        row, factor = runs[batch], float(np.exp(interpolated(batch, log_factor)))
+        runs_of_row = [row.run(seed, factor, "test") for seed in seeds_of(plan, name)]
         by_batch[batch] = {
             "factor": factor,
-            "top_1": [float(np.mean(cell["top_1"])) for cell in found],
-            "galleries": [cell["top_1"] for cell in found],
-            "seconds": float(np.median([cell["seconds"] for cell in found])),
+            "validation": interpolated(batch, validation),
+            "top_1": [float(np.mean(cell["top_1"])) for cell in runs_of_row],
+            "galleries": [cell["top_1"] for cell in runs_of_row],
+            "seconds": float(np.median([cell["seconds"] for cell in runs_of_row])),
             "scored": recipe.scored(batch),
             "back_propagated": recipe.back_propagated(batch),
             "temporaries": row.temporaries() if batch in plan.costed else None,
         }
-        print(f"{name:24} {batch:5} {np.mean([c['top_1'] for c in found]):.4f}", flush=True)
-    return {"name": name, "label": recipe.label, "chosen": chosen, "batches": by_batch}
+        print(f"{name:26} {batch:5} {np.mean(by_batch[batch]['top_1']):.4f}", flush=True)
+    return {"name": name, "label": recipe.label, "batches": by_batch}
+
+
+def best_on_validation(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One more row: at every batch size that of the contenders which validation prefers."""
+    contenders = [row for row in rows if row["name"] in plan.contenders]
+    if len(contenders) < 2:
+        return []
+    best = {
+        batch: max(contenders, key=lambda row: row["batches"][batch]["validation"])
+        for batch in plan.batches
+    }
+    cells = {batch: row["batches"][batch] | {"row": row["label"]} for batch, row in best.items()}
+    label = "one chosen negative, by validation"
+    return [{"name": "best_on_validation", "label": label, "batches": cells}]
 
 
 def measure(plan: Plan, features: Features, kept: Path) -> Iterator[dict[str, Any]]:
@@ -189,6 +209,7 @@ def main() -> None:
         recipes=tuple(arguments.rows or plan.recipes),
     )
     rows = list(measure(plan, load_features(arguments.features), arguments.cells))
+    rows += best_on_validation(plan, rows)
     results = {
         "command": shlex.join(["python", "-m", "benchmarks.one_negative", *sys.argv[1:]]),
         "provenance": provenance(),

@@ -1,7 +1,7 @@
 """The rows of `one_negative`: objectives with the negatives of the library."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clip_lite_jax.config import NegativesConfig
@@ -18,9 +18,14 @@ class Recipe:
     log_bias: bool = False
     """The bias of the critic starts at minus the log of the candidates of a pair, and not at 0."""
 
+    def negatives_at(self, batch: int) -> NegativesConfig:
+        """With a memory of one batch at least: it takes whole batches."""
+        return replace(self.negatives, memory=max(self.negatives.memory, batch))
+
     def candidates(self, batch: int) -> int:
         """Candidates of a pair and side, groups aside."""
-        return batch - 1 + (self.negatives.memory if uses_memory(self.negatives) else 0)
+        negatives = self.negatives_at(batch)
+        return batch - 1 + (negatives.memory if uses_memory(negatives) else 0)
 
     def bias(self, batch: int) -> float:
         return -math.log(self.candidates(batch)) if self.log_bias else 0.0
@@ -41,7 +46,7 @@ def _both_sides(name: str, **options: Any) -> NegativesConfig:
     return NegativesConfig(name=name, sides="both", lanes=1, chunk=2048, **options)
 
 
-_FROM_MEMORY = {"pool": "memory", "reembed": True, "memory": 1024}
+_FROM_MEMORY = {"pool": "memory", "reembed": True}
 
 RECIPES = {
     "infonce": Recipe("InfoNCE, all", "infonce", _both_sides("all")),
@@ -62,6 +67,11 @@ RECIPES = {
     "infonce_importance_memory": Recipe(
         "InfoNCE, one by importance of batch and memory",
         "infonce",
-        _both_sides("importance", proposal="exp", **_FROM_MEMORY),
+        _both_sides("importance", proposal="exp", memory=1024, **_FROM_MEMORY),
+    ),
+    "jsd_hard_memory": Recipe(
+        "JSD, one hard of batch and memory",
+        "jsd",
+        _both_sides("hard", memory=256, **_FROM_MEMORY),
     ),
 }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.one_negative_methods import RECIPES
 from benchmarks.pages import table
 
 REFERENCE = "infonce"
@@ -37,6 +38,11 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 def _against(row: dict[str, Any], reference: dict[str, Any], batch: str) -> str:
     found = paired(row["batches"][batch]["top_1"], reference["batches"][batch]["top_1"])
     return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
+
+
+def _choice(row: dict[str, Any], batch: str) -> str:
+    cell = row["batches"][batch]
+    return str(cell.get("row", f"{cell['factor']:.2f}"))
 
 
 def _costs(row: dict[str, Any]) -> list[list[str]]:
@@ -86,15 +92,12 @@ def markdown(results: dict[str, Any]) -> str:
             "Costs",
             _table(
                 ["row", "batch", "pairs scored", "back-propagated", "run", "temporaries of a step"],
-                [line for row in rows.values() for line in _costs(row)],
+                [line for row in rows.values() if row["name"] in RECIPES for line in _costs(row)],
             ),
         ),
         (
-            "Learning rate, as a factor of 1e-2 · sqrt(batch / 64)",
-            _table(
-                head,
-                lines(lambda r, b: f"{r['batches'][b]['factor']:.2f}", list(rows.values())),
-            ),
+            "What validation chose: learning rate, as a factor of 1e-2 · sqrt(batch / 64), or row",
+            _table(head, lines(_choice, list(rows.values()))),
         ),
     ]
     return "\n".join(f"### {title}\n\n{table}" for title, table in parts) + "\n" + _made_by(results)

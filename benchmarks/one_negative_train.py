@@ -188,7 +188,7 @@ class Trainer:
 
     def build(self) -> tuple[Callable[..., State], Callable[[int], State]]:
         """``step(key, rate, state, visit) -> state`` and ``start(seed) -> state``."""
-        setting, negatives = self.setting, self.recipe.negatives
+        setting, negatives = self.setting, self.recipe.negatives_at(self.batch)
         mesh = build_mesh(jax.devices()[:1])
         objective = build_objective(self.recipe.objective)
         sampler = build_sampler(negatives, self.batch, mesh)

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,15 +36,16 @@ def test_quick_run_can_be_continued(
     bench.main()
     results = json.loads((tmp_path / "results/out.json").read_text())
     page, cells = (tmp_path / "page.md").read_text(), (tmp_path / "cells.jsonl").read_text()
-    assert [row["name"] for row in results["rows"]] == list(bench.QUICK.recipes)
+    names = [*bench.QUICK.recipes, "best_on_validation"]
+    assert [row["name"] for row in results["rows"]] == names
     for row in results["rows"]:
         assert list(row["batches"]) == ["4", "8"]
         for cell in row["batches"].values():
-            assert len(cell["top_1"]) == len(bench.seeds_of(bench.QUICK, row["name"]))
+            assert len(cell["top_1"]) == (2 if row["name"] == "jsd_hard" else 3)
             assert cell["seconds"] > 0
         assert row["batches"]["8"]["temporaries"] > 0
     assert markdown(results) in page
-    assert "3 seeds a cell, but of InfoNCE, one by importance of batch and memory 2." in page
+    assert "3 seeds a cell, but of JSD, one hard 2." in page
     assert into_page(page, markdown(results)) == page
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     # A line that a kill cut short is made again, and nothing else.
@@ -95,11 +97,26 @@ def test_visits_are_the_same_for_all_batch_sizes(features: Features) -> None:
     np.testing.assert_array_equal(small.caption // 2, small.example)
 
 
-def test_factor_is_interpolated_in_logarithms() -> None:
-    chosen = {4: 0.5, 64: 2.0}
-    assert [bench.interpolated(b, chosen) for b in (2, 4, 16, 64, 128)] == pytest.approx(
-        [0.5, 0.5, 1.0, 2.0, 2.0]
+def test_between_batch_sizes_is_interpolated() -> None:
+    known = {4: 0.0, 64: 2.0}
+    assert [bench.interpolated(b, known) for b in (2, 4, 16, 64, 128)] == pytest.approx(
+        [0.0, 0.0, 1.0, 2.0, 2.0]
     )
+
+
+def test_validation_picks_a_contender_for_every_batch_size() -> None:
+    def row(name: str, validation: tuple[float, float], top_1: float) -> dict[str, Any]:
+        cells = {
+            b: {"validation": v, "top_1": [top_1]} for b, v in zip((4, 8), validation, strict=True)
+        }
+        return {"name": name, "label": name.upper(), "batches": cells}
+
+    plan = replace(bench.QUICK, contenders=("one", "two"))
+    rows = [row("one", (0.3, 0.1), 0.0), row("two", (0.2, 0.2), 0.9), row("other", (1.0, 1.0), 1.0)]
+    (best,) = bench.best_on_validation(plan, rows)
+    assert [best["batches"][b]["row"] for b in (4, 8)] == ["ONE", "TWO"]
+    assert [best["batches"][b]["top_1"] for b in (4, 8)] == [[0.0], [0.9]]
+    assert bench.best_on_validation(plan, rows[1:]) == []
 
 
 def test_setting_is_part_of_what_a_kept_run_is_known_by(features: Features, tmp_path: Path) -> None:
