@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.frozen_features import FEATURES_FILE, Features, load_features
 from benchmarks.one_negative_methods import RECIPES, Recipe
-from benchmarks.one_negative_report import into_page, markdown, plot
+from benchmarks.one_negative_report import BEST, into_page, markdown, plot
 from benchmarks.one_negative_train import Setting, Task, Trainer, build_task
 from clip_lite_jax.files import read_json_lines, write_atomic
 from clip_lite_jax.provenance import provenance
@@ -181,7 +181,7 @@ def best_on_validation(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str,
     }
     cells = {batch: row["batches"][batch] | {"row": row["label"]} for batch, row in best.items()}
     label = "one chosen negative, by validation"
-    return [{"name": "best_on_validation", "label": label, "batches": cells}]
+    return [{"name": BEST, "label": label, "batches": cells}]
 
 
 def measure(plan: Plan, features: Features, kept: Path) -> Iterator[dict[str, Any]]:

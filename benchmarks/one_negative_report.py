@@ -12,6 +12,7 @@ from benchmarks.pages import table
 
 REFERENCE = "infonce"
 FULL = "sigmoid"
+BEST = "best_on_validation"
 MARKS = ("<!-- begin of what the command writes -->\n", "<!-- end of what the command writes -->\n")
 
 
@@ -127,36 +128,60 @@ def into_page(page: str, tables: str) -> str:
     return before + begin + "\n" + tables + "\n" + end + rest.partition(end)[2]
 
 
+# Okabe and Ito's colours can be told apart by colour-blind readers.
+COLOURS = ("#0072b2", "#009e73", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7")
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Top-1 against the batch size, with the spread over the seeds."""
+    """Top-1 against the batch size, and how far the chosen negative is from InfoNCE."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    # Okabe and Ito's colours can be told apart by colour-blind readers.
-    colours = ("#000000", "#7f7f7f", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
-    ends = []
-    for row, colour in zip(results["rows"], colours, strict=False):
-        sizes = np.array([int(batch) for batch in row["batches"]])
-        values = np.array([cell["top_1"] for cell in row["batches"].values()])
-        mean, deviation = values.mean(1), values.std(1, ddof=1)
-        everything = row["name"] in (REFERENCE, FULL)
-        axes.fill_between(sizes, mean - deviation, mean + deviation, color=colour, alpha=0.1, lw=0)
-        style = "s--" if everything else "o-"
-        axes.plot(sizes, mean, style, color=colour, lw=1.8, ms=4, label=row["label"])
-        ends.append(mean)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_xlabel("batch size")
-    axes.set_ylabel("top-1, mean of four held-out sets")
-    axes.set_ylim(bottom=max(0.0, float(np.min(ends)) - 0.02))
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center")
-    axes.set_title(
-        "One negative per pair against the whole batch, equal examples seen",
-        loc="left",
-        fontsize=11,
-    )
+    rows = {row["name"]: row for row in results["rows"]}
+    sizes = [int(batch) for batch in rows[REFERENCE]["batches"]]
+    figure = Figure(figsize=(12, 5), dpi=150, layout="constrained")
+    levels, differences = figure.subplots(1, 2)
+    full = {REFERENCE: "#000000", FULL: "#7f7f7f"}
+    others = [name for name in rows if name in RECIPES and name not in full]
+    for name, colour in (full | dict(zip(others, COLOURS, strict=False))).items():
+        top_1 = [np.mean(cell["top_1"]) for cell in rows[name]["batches"].values()]
+        style = "s--" if name in full else "o-"
+        levels.plot(sizes, top_1, style, color=colour, lw=1.8, ms=4, label=rows[name]["label"])
+    levels.set_ylabel("top-1, mean of four held-out sets")
+    levels.set_title("One negative per pair, or the whole batch", loc="left", fontsize=11)
+
+    compared = {BEST: "#0072b2", FULL: "#7f7f7f", "jsd_shuffle": "#d55e00"}
+    shift = 0.94
+    for name in (name for name in compared if name in rows):
+        found = np.array(
+            [
+                paired(cell["top_1"], reference["top_1"])
+                for cell, reference in zip(
+                    rows[name]["batches"].values(), rows[REFERENCE]["batches"].values(), strict=True
+                )
+            ]
+        )
+        mean, errors = found[:, 0], np.abs(found[:, 1:] - found[:, :1]).T
+        differences.errorbar(
+            np.multiply(sizes, shift),  # apart, so that bars do not hide each other
+            mean,
+            errors,
+            fmt="o-" if name == BEST else "s--",
+            color=compared[name],
+            lw=1.8,
+            ms=4,
+            capsize=3,
+            label=rows[name]["label"],
+        )
+        shift *= 1.06
+    differences.axhline(0, color="#000000", lw=1)
+    differences.set_ylabel("top-1 less that of InfoNCE over the batch")
+    differences.set_title("Paired by seed, 95 % intervals", loc="left", fontsize=11)
+    for axes in (levels, differences):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xlabel("batch size")
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

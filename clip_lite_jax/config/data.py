@@ -1,0 +1,87 @@
+"""Where pairs come from, and what becomes of them."""
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from clip_lite_jax.config.types import (
+    STRICT,
+    Captions,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentConfig:
+    """Random changes to a training image and its caption; `data.image_ops`, `data.caption_ops`."""
+
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.2, 1.0)
+    """Share of the image's area that a random crop keeps, (low, high)."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Width over height of the crop, (low, high)."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip; captions then swap "left" and "right"."""
+    jitter: Fraction = 0.8
+    """Probability that brightness, contrast and saturation change at all."""
+    brightness: Fraction = 0.4
+    contrast: Fraction = 0.4
+    saturation: Fraction = 0.4
+    tag_dropout: Fraction = 0.0
+    """Probability that a tag goes from a caption that lists tags ("card, game, wildcard")."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShapesConfig:
+    """The built-in source ``shapes``, whose mutual information is known; `data.shapes`."""
+
+    examples: PositiveInt = 50_000
+    """Training pairs."""
+    held_out: PositiveInt = 2_000
+    """Validation pairs, and as many test pairs."""
+    seed: NonNegativeInt = 0
+    """Other numbers give other pairs of the same distribution."""
+    named: dict[str, Fraction] = Field(
+        default_factory=lambda: {"size": 0.5, "colour": 1.0, "shape": 1.0, "position": 0.5}
+    )
+    """Probability that a caption names a factor; 0 for a factor that is not listed."""
+    error: Fraction = 0.1
+    """Probability that what it names is wrong: one of the factor's other values, evenly."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Where the pairs come from and what becomes of them before they reach the accelerator."""
+
+    source: str = "emoji"
+    """``emoji`` or ``shapes`` (built in), or the path of a ``.csv``/``.tsv`` table of image paths
+    and captions."""
+    shapes: ShapesConfig = ShapesConfig()
+    image_column: str = "image"
+    caption_columns: tuple[str, ...] = ("caption",)
+    """Columns of a table that hold captions, each cell one caption."""
+    group_column: str | None = None
+    """Rows that share this value depict the same thing and are never each other's negative."""
+    split_column: str | None = None
+    """Column with ``train``, ``validation`` or ``test``; without it rows are split by hash."""
+    held_out: Fraction = 0.1
+    """Share of images for validation, and again for test, where there is no split column."""
+    image_size: PositiveInt = 64
+    """Height and width in pixels of what the image encoder sees."""
+    augment: AugmentConfig = AugmentConfig()
+    captions: Captions = "random"
+    """Which caption of an image a training step sees: any of them, the first, or all of them joined
+    to one list of tags (`caption_ops.join`; goes well with `augment.tag_dropout`)."""
+    tokenizer: str | None = None
+    """A SentencePiece model file; without it one is trained on the training captions."""
+    vocab_size: PositiveInt = 2000
+    """Upper limit on the pieces of a tokenizer trained here."""
+    max_tokens: PositiveInt = 24
+    """Captions are cut or padded to this many tokens."""
+    threads: NonNegativeInt = 2
+    """Threads that decode and augment; 0 works in the training loop's own thread."""
+    prefetch: PositiveInt = 4
+    """Batches prepared ahead of the step."""
+    max_bad_share: Fraction = 0.2
+    """The run stops when more than this share of a source's examples cannot be used."""

@@ -1,0 +1,93 @@
+"""One run: all sections, and the rules between their fields."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from clip_lite_jax.config.data import DataConfig
+from clip_lite_jax.config.learning import NegativesConfig, ObjectiveConfig, OptimConfig
+from clip_lite_jax.config.model import ModelConfig
+from clip_lite_jax.config.types import STRICT, NonNegativeInt, PositiveInt
+from clip_lite_jax.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RetrievalConfig:
+    """One retrieval gallery, with a split to watch in training and one reported once at the end."""
+
+    name: str
+    validation: str
+    """Split of the source that is evaluated during training."""
+    test: str
+    """Split that is evaluated once, after training."""
+    one_per_group: bool = False
+    """Keep one image of every group (chosen by a hash of its id, not by its place)."""
+    captions: Literal["first", "joined", "all"] = "all"
+    """``first`` or ``joined``: one caption per image; ``all``: any counts for image → text."""
+    max_images: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvalConfig:
+    every: PositiveInt = 500
+    """Steps between evaluations; the last step is always evaluated."""
+    retrieval: tuple[RetrievalConfig, ...] = (
+        RetrievalConfig(name="held_out", validation="validation", test="test", max_images=1000),
+    )
+    batch_size: PositiveInt = 256
+    information_split: str = "validation"
+    """Split whose held-out pairs give the mutual-information read-offs while training."""
+    information_test_split: str = "test"
+    max_information_pairs: PositiveInt = 1024
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointConfig:
+    every: PositiveInt = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: PositiveInt = 2
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LogConfig:
+    every: PositiveInt = 1
+    """Steps between lines of ``metrics.jsonl``."""
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Weights & Biases project; needs the extra ``wandb``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """One run.  Equal configurations on equal data give equal runs."""
+
+    name: str = "clip-lite"
+    seed: NonNegativeInt = 0
+    steps: PositiveInt
+    batch_size: PositiveInt
+    """Pairs per step over all devices and processes."""
+    accumulate: PositiveInt = 1
+    """Parts of a batch that go through the encoders one after another, to save memory.  Negatives
+    are drawn within a part where `negatives.name` allows it (`combinations.draws_within_parts`);
+    otherwise every part is encoded twice (GradCache)."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+def validate(config: Config) -> None:
+    """Rules between fields; raises `ConfigError`."""
+    low, high = config.data.augment.crop_scale
+    if low > high or high > 1:
+        raise ConfigError(f"data.augment.crop_scale={(low, high)}: needs 0 < low <= high <= 1")
+    if config.optim.warmup_steps >= config.steps:
+        raise ConfigError(
+            f"optim.warmup_steps={config.optim.warmup_steps} is not below steps={config.steps}"
+        )
+    if config.data.held_out > 0.45:
+        raise ConfigError(f"data.held_out={config.data.held_out} leaves too little to train on")
