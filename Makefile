@@ -34,7 +34,7 @@ test: $(VENV)/installed-test  ## format, lint, types and tests
 	$(BIN)/python -m pytest -n 2
 
 test-long: $(VENV)/installed-test  ## what takes too long for every change
-	$(BIN)/python -m pytest tests/long
+	$(BIN)/python -m pytest -n 2 tests/long
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

@@ -2,7 +2,7 @@
 
 from clip_lite_jax.config import NegativesConfig, ObjectiveConfig
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.negatives import uses_memory
+from clip_lite_jax.negatives import FROM_A_POOL, uses_memory
 from clip_lite_jax.objectives import STREAMED
 
 WITHIN_PARTS = ("hard", "importance", "k", "roll", "shuffle")
@@ -29,10 +29,10 @@ def check_combination(
         and not exact
     ):
         raise ConfigError(
-            f"negatives.name='importance' estimates a mean over negatives without bias, and "
+            f"negatives.name='importance' estimates a sum over negatives without bias, and "
             f"objective.name={objective.name!r} takes its logarithm: use the negatives all or hard,"
             " the objectives jsd, nwj or sigmoid, or infonce with negatives.proposal=exp and "
-            "negatives.pool=block"
+            "negatives.pool=block (or, nearly unbiased, memory with reembed)"
         )
     if negatives.reembed:
         _check_reembed(negatives, parts)
@@ -48,12 +48,11 @@ def check_combination(
 
 
 def _check_reembed(negatives: NegativesConfig, parts: int) -> None:
-    drawn = ("hard", "importance", "k")
-    if negatives.pool != "memory" or negatives.name not in drawn:
+    if negatives.pool != "memory" or negatives.name not in FROM_A_POOL:
         raise ConfigError(
             f"negatives.reembed=true with negatives.name={negatives.name!r} and "
             f"negatives.pool={negatives.pool!r}: what is drawn from a memory can be embedded again,"
-            f" so set the pool to memory and the name to one of {', '.join(drawn)}"
+            f" so set the pool to memory and the name to one of {', '.join(FROM_A_POOL)}"
         )
     if parts > 1:
         raise ConfigError(

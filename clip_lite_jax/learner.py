@@ -117,7 +117,7 @@ def _gradient(
     batch: Batch,
     part: Array | int,
     row: Array,
-    totals: Totals | None = None,
+    totals: dict[str, Totals] | None = None,
 ) -> tuple[tuple[Array, Learned], Any]:
     """``((loss, Learned), gradient)`` of rows that draw their negatives among themselves."""
 
@@ -164,20 +164,46 @@ def _in_one_pass(learner: Learner) -> GradientFn:
     return gradient
 
 
-def _count(learner: Learner, state: TrainState, batch: Batch, row: Array) -> Totals:
-    """Valid pairs and negatives of the whole batch, drawn by a critic that scores nothing."""
-    _, key = step_keys(learner.seed, state.step)
+def _count(learner: Learner, state: TrainState, batch: Batch, row: Array) -> dict[str, Totals]:
+    """Valid pairs and negatives of the whole batch, for every term that draws negatives."""
+    samplers = dict.fromkeys(_self_terms(learner), learner.self_sampler)
+    samplers["bound"] = learner.sampler
+    keys = _draw_keys(learner, state)
+    return {
+        name: _count_draw(sampler, keys[name], learner.parts, state.step, batch, row)
+        for name, sampler in samplers.items()
+    }
+
+
+def _count_draw(
+    sampler: Sampler, key: Array, parts: int, step: Array, batch: Batch, row: Array
+) -> Totals:
+    """Of one draw, by a critic that scores nothing: what is valid does not depend on scores."""
 
     def of_part(batch: Batch, row: Array) -> tuple[Array, Array]:
         blank = jnp.zeros((*row.shape, 1), jnp.float32)
         pairs = Pairs(blank, blank, batch.group, batch.valid, row)
-        scores = learner.sampler(key, state.step, pairs, _Indifferent()).scores
+        scores = sampler(key, step, pairs, _Indifferent()).scores
         assert isinstance(scores, Scores)
         negatives = jnp.sum(jnp.where(scores.valid, scores.multiplicity, 0.0))
         return jnp.sum(batch.valid), negatives
 
     pairs, negatives = lax.map(lambda part: of_part(*part), (batch, row))
-    return Totals(jnp.sum(pairs), jnp.sum(negatives), learner.parts)
+    return Totals(jnp.sum(pairs), jnp.sum(negatives), parts)
+
+
+def _draw_keys(learner: Learner, state: TrainState) -> dict[str, Array]:
+    """The keys of the draws of a step, by term of the loss."""
+    _, key = step_keys(learner.seed, state.step)
+    fold = jax.random.fold_in
+    return {"bound": key, "visual": fold(key, 10), "textual": fold(key, 11)}
+
+
+def _self_terms(learner: Learner) -> dict[str, float]:
+    """Weights of the self-supervised terms that are on."""
+    terms = learner.terms
+    weights = {"visual": terms.visual_weight, "textual": terms.textual_weight}
+    return {name: weight for name, weight in weights.items() if weight}
 
 
 @flax.struct.dataclass
@@ -266,56 +292,60 @@ def _loss(
     embedded: Embedded,
     keys: Keys,
     labels: Labels,
-    totals: Totals | None = None,
+    totals: dict[str, Totals] | None = None,
     inputs: Any = None,
 ) -> tuple[Array, Learned]:
-    """The loss [] of embedded rows: the bound, and the terms beside it; see `Pairs.inputs`."""
-    _, key = step_keys(learner.seed, state.step)
+    """The loss [] of embedded rows: the bound, and the terms beside it.
+
+    `totals` by term where the rows are a part of a batch; `inputs` as in `Pairs`.
+    """
+    keys_of, totals = _draw_keys(learner, state), totals or {}
     group, valid, row = labels
     memory = None if state.target is None else state.target.memory
     key_image, key_text = keys
     pairs = Pairs(
         embedded.image, embedded.text, group, valid, row, key_image, key_text, memory, inputs
     )
-    model = learner.model
-    cross_critic = (
-        model.critic(params)
-        if inputs is None
-        else model.embedding_critic(params, state.model_state)
-    )
-    drawn = learner.sampler(key, state.step, pairs, cross_critic)
-    scores = replace(drawn.scores, totals=totals)
+    model, critic = learner.model, learner.model.critic(params)
+    if inputs is not None:
+        dropout_key = jax.random.fold_in(step_keys(learner.seed, state.step)[0], 1)  # 0: the pairs
+        critic = model.embedding_critic(params, state.model_state, dropout_key)
+    drawn = learner.sampler(keys_of["bound"], state.step, pairs, critic)
+    scores = replace(drawn.scores, totals=totals.get("bound"))
     if isinstance(scores, Scores):
         scores = replace(scores, log_normalizer=state.log_normalizer)
     value, metrics = learner.objective(scores)
     terms = learner.terms
     metrics = metrics | {"bound_loss": value}
 
-    for number, (name, weight, both) in enumerate(
-        (
-            ("visual", terms.visual_weight, embedded.views),
-            ("textual", terms.textual_weight, embedded.captions),
-        )
-    ):
+    twice = {"visual": embedded.views, "textual": embedded.captions}
+    for name, weight in _self_terms(learner).items():
+        both = twice[name]
         if both is None:
-            continue
+            raise ValueError(f"the {name} term needs Batch.second: another view and caption")
         views = Pairs(both[0], both[1], group, valid, row)
-        self_key = jax.random.fold_in(key, 10 + number)
         critic = model.critic(params, f"{name}_critic")
-        scores = learner.self_sampler(self_key, state.step, views, critic).scores
-        own, _ = learner.objective(replace(scores, totals=totals))
+        scores = learner.self_sampler(keys_of[name], state.step, views, critic).scores
+        own, _ = learner.objective(replace(scores, totals=totals.get(name)))
         metrics = metrics | {f"{name}_loss": own}
         value = value + weight * own
 
     if terms.prior_weight:
         prior = jnp.zeros((), value.dtype)
-        for name in terms.prior_of:
+        for number, name in enumerate(terms.prior_of):
             discriminator = partial(model.prior_logits, prior=name)
             features = getattr(embedded, f"{name}_features")
             # By the first row: every part of a batch draws its own.
-            prior_key = jax.random.fold_in(jax.random.fold_in(key, 20 + len(name)), row[0])
+            prior_key = jax.random.fold_in(keys_of["bound"], 20 + number)
+            prior_key = jax.random.fold_in(prior_key, row[0])
             prior += prior_matching(
-                discriminator, params, features, valid, prior_key, terms.prior, totals
+                discriminator,
+                params,
+                features,
+                valid,
+                prior_key,
+                terms.prior,
+                totals.get("bound"),
             )
         metrics = metrics | {"prior_loss": prior}
         value = (1 - terms.prior_weight) * value + terms.prior_weight * prior

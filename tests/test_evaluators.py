@@ -1,5 +1,6 @@
 """Retrieval against a brute-force loop; information read-offs against known distributions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -196,17 +197,26 @@ def test_intervals_equal_a_bootstrap_by_hand() -> None:
         offs = read_offs(positive, negative)
         for name, values in by_hand.items():
             values.append(offs[name])
-        losses = [
-            np.logaddexp.reduce([matrix[i, i], *(matrix[i, j] for j in rows if j != i)])
-            - matrix[i, i]
-            for matrix in (scores, scores.T)
-            for i in rows
-        ]
-        infonce.append(math.log(len(rows)) - np.mean(losses))
+        bounds = []
+        for matrix, i in itertools.product((scores, scores.T), rows):
+            # Copies of a row meet once, so that a row with copies has fewer candidates.
+            candidates = [matrix[i, i], *(matrix[i, j] for j in rows if j != i)]
+            loss = np.logaddexp.reduce(candidates) - matrix[i, i]
+            bounds.append(math.log(len(candidates)) - loss)
+        infonce.append(np.mean(bounds))
     for name, values in (by_hand | {"infonce_lower_bound": infonce}).items():
         ends = [found[f"{name}_{end}"] for end in ("low", "high")]
         np.testing.assert_allclose(ends, np.quantile(values, (0.025, 0.975)))
     assert found["jsd_lower_bound_low"] == certified_bound(found["jsd_loss_high"])
+
+
+@pytest.mark.parametrize("size", [20, 100])
+def test_a_critic_that_knows_nothing_bounds_nothing(size: int) -> None:
+    """Resampling makes copies, which must not pass for knowledge."""
+    found = intervals(np.zeros((size, size)), np.arange(size), resamples=50)
+    for end in ("low", "high"):
+        assert found[f"infonce_lower_bound_{end}"] == pytest.approx(0, abs=1e-12)
+    assert math.isnan(certified_bound(math.nan))
 
 
 def test_intervals_cover_the_truth() -> None:

@@ -82,6 +82,18 @@ def test_one_pass_equals_the_batch_with_the_same_blocks(name: str) -> None:
     assert_close(parts, whole)
 
 
+def test_one_pass_counts_every_draw_of_the_self_supervised_terms() -> None:
+    """Each term draws for itself, and what is masked differs from draw to draw."""
+    objective = ObjectiveConfig(visual_weight=1.0, textual_weight=1.0)
+    negatives = NegativesConfig(name="shuffle", sides="both", block=ROWS, lanes=2)
+    batch = make_batch(0, second=True)
+    batch = replace(batch, group=np.where(np.arange(64)[:, None] % 3 == 0, 7, batch.group))
+    with jax.enable_x64(True):
+        whole = gradient_of(negatives, objective, batch, 1)
+        parts = gradient_of(negatives, objective, in_parts(batch), PARTS)
+    assert_close(parts, whole)
+
+
 @pytest.mark.parametrize(
     ("objective", "negatives"),
     [

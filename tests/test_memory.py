@@ -13,7 +13,14 @@ from test_negatives import Cosine, make_pairs
 
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.negatives import Drawn, Pairs, build_sampler, init_memory, remember
+from clip_lite_jax.negatives import (
+    Drawn,
+    Pairs,
+    build_sampler,
+    init_memory,
+    remember,
+    uses_memory,
+)
 from clip_lite_jax.objectives import build_objective
 from clip_lite_jax.sharding import build_mesh, put_batch
 
@@ -120,6 +127,11 @@ def test_the_pool_reaches_into_the_memory(mesh: Mesh) -> None:
     _, drawn = run(config("k", k=9, pool="memory"), 5, mesh)
     from_memory = np.mean(drawn.index < 0)
     assert abs(from_memory - KEPT / (KEPT + 8)) < 0.06  # drawn uniformly from 8 new and 24 old
+
+
+def test_only_what_draws_from_the_memory_keeps_one() -> None:
+    assert uses_memory(NegativesConfig(name="hard", pool="memory"))
+    assert not uses_memory(NegativesConfig(name="shuffle", pool="memory"))
 
 
 def test_groups_are_masked_across_steps() -> None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.negatives import NEGATIVES, Drawn, Pairs, build_sampler, layout_of
-from clip_lite_jax.negatives.chosen import _gumbel
+from clip_lite_jax.negatives.chosen import _Best, _gumbel, _largest
 from clip_lite_jax.objectives import STREAMED, build_objective
 from clip_lite_jax.sharding import build_mesh, put_batch
 
@@ -119,7 +119,45 @@ def test_several_are_drawn_without_replacement(name: str, pool: str, mesh: Mesh)
     assert drawn.scores.valid.all()
 
 
+def test_nothing_is_drawn_twice_where_candidates_run_out(mesh: Mesh) -> None:
+    """Of 16 rows in 3 groups a row has 10 or 11 candidates, and 12 are asked for."""
+    for pool in ("lane", "block"):
+        config = NegativesConfig(name="k", pool=pool, k=12, lanes=1)
+        if pool == "lane" and mesh.size > 1:
+            continue  # one lane lies on one device
+        drawn = draw(config, make_pairs(16, groups=3), mesh)
+        valid = drawn.scores.valid[0]
+        np.testing.assert_array_equal(valid.sum(1), np.where(np.arange(16) % 3 == 0, 10, 11))
+        for row, ok in zip(drawn.index[0], valid, strict=True):
+            assert len(set(row[ok])) == ok.sum()
+
+
+def test_equal_values_do_not_depend_on_the_order_of_visits() -> None:
+    slots = jnp.array([[4, 2, 9, 7, 1, 3]])
+    value = jnp.array([[[1.0, 5.0, 5.0, 0.0, 5.0, 2.0]]])
+    weight = 10 * slots[:, None].astype(float)
+    for k, expected in ((1, [1]), (4, [1, 2, 9, 3])):
+        for order in ([0, 1, 2, 3, 4, 5], [5, 3, 2, 0, 1, 4]):
+            none = jnp.full((1, 1, k), -jnp.inf)
+            best = _Best(none, jnp.zeros((1, 1, k), int), none, none[..., 0], none[..., 0])
+            for part in (order[:3], order[3:]):
+                best = replace(
+                    best,
+                    **dict(
+                        zip(
+                            ("value", "slot", "log_weight"),
+                            _largest(best, value[..., part], slots[..., part], weight[..., part]),
+                            strict=True,
+                        )
+                    ),
+                )
+            np.testing.assert_array_equal(best.slot[0, 0], expected)
+            np.testing.assert_array_equal(best.log_weight[0, 0], 10 * np.array(expected))
+
+
 def test_a_pool_with_too_few_candidates_says_so(mesh: Mesh) -> None:
+    with pytest.raises(ConfigError, match=r"k=9: the pool 'lane' of a pair has 8 candidates"):
+        build_sampler(NegativesConfig(name="k", k=9, lanes=8), 64, mesh)
     pairs = make_pairs(64, groups=2)
     drawn = draw(NegativesConfig(name="k", k=6, lanes=8), pairs, mesh)
     assert drawn.scores.valid.any()

@@ -1,5 +1,8 @@
 """Each objective against its closed form in NumPy, float64: value and gradient."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +183,17 @@ def test_dv_divides_its_gradient_by_the_moving_average() -> None:
     np.testing.assert_allclose(first["dv_log_normalizer"], np.log(mean_exp), rtol=1e-12)
 
 
+@pytest.mark.parametrize("before", [-math.inf, 0.4])
+def test_a_batch_without_negatives_leaves_the_moving_average_of_dv(before: float) -> None:
+    scores = make_scores(2, 3)
+    empty = scores.replace(
+        valid=np.zeros_like(scores.valid), log_normalizer=jnp.asarray(before, jnp.float32)
+    )
+    loss, metrics = build_objective("dv")(empty)
+    assert np.isfinite(loss)
+    assert metrics["dv_log_normalizer"] == jnp.float32(before)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_negative_that_stands_for_many_counts_as_many(name: str) -> None:
     """One negative that stands for three is the same as that negative three times."""
@@ -241,6 +255,14 @@ def test_metrics() -> None:
     assert metrics["score_negative"] == -2.5
     assert metrics["critic_accuracy"] == 0.75
     assert metrics["ranking_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("dv", {"decay": 1.0}), ("dv", {"decay": "x"}), ("smile", {"tau": 0})]
+)
+def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"objective\.options\.(decay|tau)=.*: a number"):
+        build_objective(name, **options)
 
 
 def test_unknown_names_list_the_valid_ones() -> None:

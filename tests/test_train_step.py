@@ -116,6 +116,17 @@ def test_a_bad_example_changes_nothing() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("valid", [True, False])
+def test_an_example_without_a_token_is_harmless(valid: bool) -> None:
+    """Its text is projected to exactly 0 as long as biases are, and a norm has no slope there."""
+    step, state, _, batch = build(1)
+    mask, is_valid = np.array(batch.mask), np.array(batch.valid)
+    mask[3], is_valid[3] = False, valid
+    state, metrics = step(state, replace(batch, mask=mask, valid=is_valid))
+    assert np.isfinite(metrics["gradient_norm"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+
 def test_any_number_of_rows_is_encoded_on_eight_devices() -> None:
     model = build_model(tiny_model(), image_size=16, vocab_size=40, max_tokens=8)
     params, model_state = model.init(jax.random.key(0))

@@ -76,24 +76,27 @@ def infonce_read_offs(scores: np.ndarray) -> dict[str, float]:
     The lower bound, log N minus the loss, holds in expectation for any critic and never exceeds
     log N (CPC, arXiv 1807.03748, eq. 5).
     """
-    loss = float(_infonce_losses(scores.astype(np.float64), np.ones((1, len(scores))))[0])
-    return {"infonce_loss": loss, "infonce_lower_bound": math.log(len(scores)) - loss}
+    once = np.ones((1, len(scores)))
+    bound = float(_infonce_bounds(scores.astype(np.float64), once)[0])
+    return {"infonce_loss": math.log(len(scores)) - bound, "infonce_lower_bound": bound}
 
 
-def _infonce_losses(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """InfoNCE loss ``[R]`` of scores ``[N, N]`` where example i occurs `weight` ``[R, N]`` times.
+def _infonce_bounds(scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The bound ``[R]`` of scores ``[N, N]`` where example i occurs `weight` ``[R, N]`` times.
 
-    Copies of an example meet as candidates only once: they are no evidence against each other.
+    Copies of an example meet as candidates only once, for they are no evidence against each other:
+    a row that occurs w times chooses among w - 1 fewer.
     """
-    losses = []
+    candidates = np.log(weight.sum(axis=1, keepdims=True) - np.maximum(weight, 1) + 1)  # [R, N]
+    bounds = []
     for matrix in (scores, scores.T):
         top = matrix.max(axis=1, keepdims=True)
         odds = np.exp(matrix - top)
         own = np.diagonal(odds).copy()
         np.fill_diagonal(odds, 0.0)
-        rows = np.log(weight @ odds.T + own) + top[:, 0] - np.diagonal(matrix)  # [R, N]
-        losses.append(np.sum(weight * rows, axis=1) / weight.sum(axis=1))
-    return np.mean(losses, axis=0)
+        losses = np.log(weight @ odds.T + own) + top[:, 0] - np.diagonal(matrix)  # [R, N]
+        bounds.append(np.sum(weight * (candidates - losses), axis=1) / weight.sum(axis=1))
+    return np.mean(bounds, axis=0)
 
 
 def intervals(
@@ -132,7 +135,7 @@ def intervals(
             "nwj_lower_bound": 1 + mean_p(own) - np.exp(np.minimum(log_mean_exp, 700)),
             "dv_estimate": mean_p(own) - log_mean_exp,
             "smile_estimate": mean_p(own) - np.log(mean_q(clipped)),
-            "infonce_lower_bound": np.log(weight.sum(axis=1)) - _infonce_losses(scores, weight),
+            "infonce_lower_bound": _infonce_bounds(scores, weight),
         }
     ends = {name: np.nanquantile(sample, (0.025, 0.975)) for name, sample in samples.items()}
     ends["jsd_lower_bound"] = np.array([certified_bound(loss) for loss in ends["jsd_loss"][::-1]])
@@ -227,6 +230,8 @@ def certified_bound(jsd_loss: float) -> float:
     loss of many pairs, not to batches.
     """
     divergence = math.log(2) - jsd_loss / 2
+    if math.isnan(divergence):
+        return math.nan
     if divergence <= 0:
         return 0.0
 

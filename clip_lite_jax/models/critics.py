@@ -14,7 +14,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 
@@ -249,7 +249,7 @@ class ConcatCritic(nn.Module):
         at_once = max(1, _MAX_HIDDEN // (text.shape[-2] * self.hidden))
 
         def block(images: Array, texts: Array) -> Array:  # [N, D], [M, D] -> [N, M]
-            return jax.lax.map(lambda one: row(one, texts), images, batch_size=at_once)
+            return lax.map(lambda one: row(one, texts), images, batch_size=at_once)
 
         function = block
         for _ in image.shape[:-2]:
@@ -276,7 +276,9 @@ def _perceptron(layers: Sequence[Callable[[Array], Array]], x: Array) -> Array:
 
 
 def _unit(x: Array) -> Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    # The derivative of a norm at 0 is NaN, and an empty caption can be projected to 0.
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(squared, 1e-12))
 
 
 @jax.custom_vjp

@@ -114,11 +114,11 @@ class DualEncoder(nn.Module):
         mean, std = jnp.asarray(PIXEL_MEAN, self.dtype), jnp.asarray(PIXEL_STD, self.dtype)
         return self.image_encoder((images.astype(self.dtype) / 255 - mean) / std, train)
 
-    def encode_image(self, images: Array) -> Array:
-        return self.critic.project_image(self.image_features(images))
+    def encode_image(self, images: Array, train: bool = False) -> Array:
+        return self.critic.project_image(self.image_features(images, train), train)
 
-    def encode_text(self, tokens: Array, mask: Array) -> Array:
-        return self.critic.project_text(self.text_encoder(tokens, mask, False))
+    def encode_text(self, tokens: Array, mask: Array, train: bool = False) -> Array:
+        return self.critic.project_text(self.text_encoder(tokens, mask, train), train)
 
     def pairs(self, image: Array, text: Array, critic: str = "critic") -> Array:
         return getattr(self, critic).pairs(image, text)
@@ -159,14 +159,25 @@ class EmbeddingCritic(BoundCritic):
     """A critic together with the encoders: `negatives.EmbeddingCritic`."""
 
     model_state: Any = flax.struct.field(default_factory=dict)
+    dropout_key: Any = None
 
     def embed_image(self, inputs: Any) -> Any:
-        variables = {"params": self.params, **self.model_state}
-        return self.module.apply(variables, inputs, method="encode_image")
+        return self._embed((inputs,), "encode_image", 0)
 
     def embed_text(self, inputs: Any) -> Any:
-        variables = {"params": self.params, **self.model_state}
-        return self.module.apply(variables, *inputs, method="encode_text")
+        return self._embed(inputs, "encode_text", 1)
+
+    def _embed(self, inputs: tuple[Any, ...], method: str, number: int) -> Any:
+        # As in training, or the critic could tell negatives by the lack of dropout.
+        embedded, _ = self.module.apply(
+            {"params": self.params, **self.model_state},
+            *inputs,
+            train=True,
+            rngs={"dropout": jax.random.fold_in(self.dropout_key, number)},
+            mutable=list(self.model_state),
+            method=method,
+        )
+        return embedded
 
 
 @dataclass(frozen=True)
@@ -225,9 +236,11 @@ class Model:
         # Only its own parameters: what is differentiated round a ring of devices stays small.
         return BoundCritic({name: params[name]}, self.module, name)
 
-    def embedding_critic(self, params: Any, model_state: Any) -> EmbeddingCritic:
+    def embedding_critic(
+        self, params: Any, model_state: Any, dropout_key: Array
+    ) -> EmbeddingCritic:
         """One that embeds images ``[B, H, W, 3]`` and ``(tokens [B, L], mask [B, L])`` too."""
-        return EmbeddingCritic(params, self.module, "critic", model_state)
+        return EmbeddingCritic(params, self.module, "critic", model_state, dropout_key)
 
     def prior_logits(self, params: Any, features: Array, prior: str) -> Any:
         """Features ``[B, F]`` → logits ``[B]`` of the discriminator ``image`` or ``text``."""

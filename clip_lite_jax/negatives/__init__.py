@@ -16,6 +16,7 @@ from clip_lite_jax.negatives.chosen import build_hard, build_importance, build_k
 from clip_lite_jax.negatives.deranged import build_roll, build_shuffle
 from clip_lite_jax.negatives.layout import Layout, layout_of
 from clip_lite_jax.negatives.memory import (
+    FROM_A_POOL,
     build_memory,
     build_queue,
     init_memory,
@@ -29,6 +30,7 @@ from clip_lite_jax.objectives import Bound
 from clip_lite_jax.sharding import batch_shards
 
 __all__ = [
+    "FROM_A_POOL",
     "NEGATIVES",
     "Critic",
     "Drawn",

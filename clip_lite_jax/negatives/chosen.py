@@ -129,14 +129,12 @@ def _build(
         drawn = drawn_scores(pairs, critic, config.sides, anew)
         if not unbiased:
             return drawn
-        chosen_by = drawn_scores(pairs, critic, config.sides, rows) if config.reembed else drawn
         log_z = jnp.stack([draw.log_z for draw in draws])[..., None]  # [S, B, 1]
         count = jnp.stack([draw.count for draw in draws])  # [S, B]
-        scores, old = drawn.scores, chosen_by.scores
-        assert isinstance(scores, Scores)
-        assert isinstance(old, Scores)
-        log_q = weighting(lax.stop_gradient(old.negative), step) - log_z
+        log_q = jnp.stack([draw.log_weight for draw in draws]) - log_z
         log_count = jnp.log(jnp.maximum(count, 1))[..., None]
+        scores = drawn.scores
+        assert isinstance(scores, Scores)
         weighted = replace(scores, log_weight=-log_q - log_count, stands_for=pool.share * count)
         return replace(drawn, scores=weighted)
 
@@ -164,9 +162,15 @@ def _embedded_anew(critic: Critic, sides: str, drawn: list[Rows]) -> list[Rows]:
 
 @flax.struct.dataclass
 class _Draw:
-    rows: Rows  # [B, K, ...] drawn candidates
+    rows: Rows  # [B, K, ...] drawn candidates; not valid where the pool had no more
+    log_weight: Array  # [B, K] of the drawn ones
     log_z: Array  # [B] log of the sum of weights over the pool
     count: Array  # [B] candidates in the pool
+
+
+def _as_draw(best: "_Best", rows: Rows) -> _Draw:
+    rows = replace(rows, valid=rows.valid & (best.value > -jnp.inf))
+    return from_lanes(_Draw(rows, best.log_weight, best.log_z, best.count))
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,14 @@ class _Pool:
     """Rows of the block for each one in a pool; a pool with memory stands for itself."""
 
 
+def _check_k(config: NegativesConfig, candidates: int) -> None:
+    if config.k > candidates:
+        raise ConfigError(
+            f"negatives.k={config.k}: the pool {config.pool!r} of a pair has {candidates} "
+            "candidates; lower it, or take a larger pool"
+        )
+
+
 def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
     """The candidates of a pair are the rows that its lane was dealt: traffic as for `shuffle`."""
     with_memory = config.pool == "memory"
@@ -185,6 +197,9 @@ def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weigh
         if with_memory
         else layout_of(config, batch, batch_shards(mesh))
     )
+
+    kept = config.memory if with_memory else 0
+    _check_k(config, layout.rows + kept)
 
     def draw(key: Array, step: Array, pairs: Pairs, critic: Critic, side: int) -> _Draw:
         deal_key, draw_key = jax.random.split(key)
@@ -199,8 +214,8 @@ def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weigh
         slots = jnp.broadcast_to(slots, pool.index.shape)
         anchors = to_lanes(anchors_of(pairs, side), layout)
         chooser = _Chooser(draw_key, step, critic, side, weighting, config.chunk)
-        best = chooser.visit(_nothing(anchors, config.k), anchors, pool, slots)
-        return from_lanes(_Draw(take_rows(pool, best.slot), best.log_z, best.count))
+        best = chooser.visit(_no_best(anchors, config.k), anchors, pool, slots)
+        return _as_draw(best, take_rows(pool, best.slot))
 
     return _Pool(draw, 1 if with_memory else layout.lanes)
 
@@ -208,6 +223,7 @@ def _lane_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weigh
 def _block_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weighting) -> _Pool:
     """All rows of the block, passed round the ring of its devices: traffic grows with them."""
     ring = ring_of(config, batch, batch_shards(mesh))
+    _check_k(config, (config.block or batch) - 1)
     rows, whole = batch_spec(), PartitionSpec()
 
     def draw(key: Array, step: Array, pairs: Pairs, critic: Critic, side: int) -> _Draw:
@@ -221,8 +237,8 @@ def _block_pool(config: NegativesConfig, batch: int, mesh: Mesh, weighting: Weig
                 return chooser.visit(best, anchors, visiting, visiting.index), visiting
 
             frozen = lax.stop_gradient(candidates)
-            best, _ = ring.travel(visit, _nothing(anchors, config.k), frozen)
-            return from_lanes(_Draw(_fetch(ring, candidates, best.slot), best.log_z, best.count))
+            best, _ = ring.travel(visit, _no_best(anchors, config.k), frozen)
+            return _as_draw(best, _fetch(ring, candidates, best.slot))
 
         by_device = per_shard(local, mesh, (whole, whole, whole, rows, rows))
         sides = anchors_of(pairs, side), candidates_of(pairs, side)
@@ -263,21 +279,20 @@ def _fetch(ring: Ring, rows: Rows, wanted: Array) -> Rows:
 class _Best:
     """The largest perturbed log weights so far; ``...`` are lanes or blocks."""
 
-    value: Array  # [..., N, K]
+    value: Array  # [..., N, K] -inf: none
     slot: Array  # [..., N, K] int32
+    log_weight: Array  # [..., N, K]
     log_z: Array  # [..., N]
     count: Array  # [..., N]
 
 
-def _nothing(anchors: Rows, k: int) -> _Best:
+def _no_best(anchors: Rows, k: int) -> _Best:
     shape = anchors.index.shape
     dtype = jnp.result_type(*jax.tree.leaves(anchors.embedding))
-    return _Best(
-        value=jnp.full((*shape, k), -jnp.inf, dtype),
-        slot=jnp.broadcast_to(anchors.index[:, :1, None], (*shape, k)) * 0,
-        log_z=jnp.full(shape, -jnp.inf, dtype),
-        count=jnp.zeros(shape, dtype),
-    )
+    none = jnp.full((*shape, k), -jnp.inf, dtype)
+    # A slot that exists, on every device of a ring.
+    slot = jnp.broadcast_to(anchors.index[:, :1, None], (*shape, k)) * 0
+    return _Best(none, slot, none, none[..., 0], jnp.zeros(shape, dtype))
 
 
 @dataclass(frozen=True)
@@ -303,29 +318,38 @@ class _Chooser:
             log_weight = self.weighting(scores, self.step)
             log_weight = jnp.where(every_pair(anchors, rows), log_weight, -jnp.inf)
             noise = _gumbel(self.key, anchors.index, rows.index, scores.dtype)
-            value, slot = _largest(best, log_weight + noise, slots)
+            value, slot, chosen = _largest(best, log_weight + noise, slots, log_weight)
             log_z = jnp.logaddexp(best.log_z, jax.nn.logsumexp(log_weight, axis=-1))
             count = best.count + jnp.sum(log_weight > -jnp.inf, axis=-1)
-            return _Best(value, slot, log_z, count), None
+            return _Best(value, slot, chosen, log_z, count), None
 
         chunks = in_chunks((candidates, slots), candidates.valid, self.chunk)
         return lax.scan(one, best, chunks)[0]
 
 
-def _largest(best: _Best, value: Array, slots: Array) -> tuple[Array, Array]:
-    """The K largest of `best` and of more values ``[..., N, M]``, with their slots ``[..., M]``."""
+def _largest(
+    best: _Best, value: Array, slots: Array, log_weight: Array
+) -> tuple[Array, Array, Array]:
+    """(value, slot, log weight) of the K largest of `best` and of more values ``[..., N, M]``.
+
+    Of equal values the lower slot wins, whatever the order in which they are visited.
+    """
     slots = jnp.broadcast_to(slots[..., None, :], value.shape)
     k = best.value.shape[-1]
-    if k == 1:  # both top_k and argmax take several times as long as two plain reductions
+    if k == 1:  # both top_k and argmax take several times as long as plain reductions
         top = jnp.max(value, axis=-1, keepdims=True)
         last = jnp.iinfo(slots.dtype).max
         slot = jnp.min(jnp.where(value == top, slots, last), axis=-1, keepdims=True)
-        better = top > best.value
-        return jnp.where(better, top, best.value), jnp.where(better, slot, best.slot)
-    value = jnp.concatenate([best.value, value], axis=-1)
-    slots = jnp.concatenate([best.slot, slots], axis=-1)
-    value, place = lax.top_k(value, k)
-    return value, jnp.take_along_axis(slots, place, -1)
+        chosen = jnp.where((value == top) & (slots == slot), log_weight, -jnp.inf)
+        better = (top > best.value) | ((top == best.value) & (slot < best.slot))
+        found = (top, slot, jnp.max(chosen, axis=-1, keepdims=True))
+        so_far = (best.value, best.slot, best.log_weight)
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, so_far)
+    columns = (-best.value, best.slot, best.log_weight), (-value, slots, log_weight)
+    both = [jnp.concatenate(pair, axis=-1) for pair in zip(*columns, strict=True)]
+    ordered = lax.sort(both, dimension=-1, num_keys=2)
+    value, slots, log_weight = (x[..., :k] for x in ordered)
+    return -value, slots, log_weight
 
 
 def _gumbel(key: Array, anchor: Array, candidate: Array, dtype: DTypeLike) -> Array:

@@ -57,7 +57,8 @@ def layout_of(config: NegativesConfig, batch: int, shards: int) -> Layout:
     if remainder or (per_shard % layout.lanes and layout.lanes % per_shard):
         raise ConfigError(
             f"{what}: {layout.total_lanes} lanes of batch_size={batch} do not spread evenly over "
-            f"{shards} devices; set negatives.lanes to a multiple of {shards}"
+            f"{shards} devices; change batch_size, or set negatives.lanes to a multiple of "
+            f"{shards} whose square divides the block"
         )
     return layout
 
@@ -237,7 +238,7 @@ def per_shard(
 def _moved(move: Callable[[Array], Array], tree: Any, row_dimensions: int) -> Any:
     """`move` for every leaf ``[rows, ...]``, all of int32 and booleans as one array.
 
-    Group, index and validity are so small that what an exchange of them costs is its start.
+    Group, index, validity and captions are so small that an exchange of them costs its start.
     """
     leaves, form = jax.tree.flatten(tree)
     small = [n for n, x in enumerate(leaves) if x.dtype in (jnp.int32, jnp.bool_)]

@@ -32,12 +32,18 @@ from clip_lite_jax.negatives.pairs import (
 from clip_lite_jax.objectives import Scores
 from clip_lite_jax.sharding import batch_shards
 
+FROM_A_POOL = ("hard", "importance", "k")
+"""Negatives for which `NegativesConfig.pool` says where they are drawn from."""
+
 
 def uses_memory(config: NegativesConfig) -> bool:
-    return config.name in ("queue", "memory") or config.pool == "memory"
+    """Whether a step needs embeddings of earlier ones."""
+    from_memory = config.name in FROM_A_POOL and config.pool == "memory"
+    return config.name in ("queue", "memory") or from_memory
 
 
 def uses_momentum_encoder(config: NegativesConfig) -> bool:
+    """Whether those are made by a slow copy of the encoders."""
     return config.name == "queue"
 
 
@@ -139,7 +145,7 @@ def memory_layout(config: NegativesConfig, batch: int, mesh: Mesh) -> Layout:
 
 
 def init_memory(config: NegativesConfig, batch: int, mesh: Mesh, pairs: Pairs) -> Memory:
-    """An empty memory for pairs of these shapes and types."""
+    """An empty memory for pairs of these shapes and types, `inputs` included for `reembed`."""
     layout = memory_layout(config, batch, mesh)
 
     def empty(x: Any) -> Array:

@@ -120,7 +120,7 @@ def _dense(config: NegativesConfig, batch: int) -> Sampler:
 # --- Sums over the negatives of each pair ---------------------------------------------------------
 
 
-def _nothing(bound: Bound, like: Array) -> Sums:
+def _no_sums(bound: Bound, like: Array) -> Sums:
     zero = jnp.zeros_like(like)
     start = zero - jnp.inf if bound.reduction == "logsumexp" else zero
     return Sums(start, zero, zero, zero, zero)
@@ -199,7 +199,7 @@ def _ring_sums(
         sums, columns = lax.scan(one, sums, parts)
         return sums, replace(visiting, sums=_joined(columns, visiting.rows.valid.shape[1]))
 
-    start = _nothing(bound, own)
+    start = _no_sums(bound, own)
     travellers = _Travellers(texts, own, start, None, None, None)
     row_sums, last = ring.travel(visit, start, travellers)
     return row_sums, ring.hop(last.sums)

@@ -84,4 +84,17 @@ def build_objective(name: str, **params: Any) -> Objective:
             raise ConfigError(
                 f"objective.options.{param}: {name} takes {', '.join(valid) or 'none'}"
             )
+    for param, (allowed, rule) in _RANGES.items():
+        if param in params and not allowed(params[param]):
+            raise ConfigError(f"objective.options.{param}={params[param]!r}: {rule}")
     return partial(objective, **params)
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "decay": (lambda x: _is_number(x) and 0 <= x < 1, "a number from 0 to below 1 is needed"),
+    "tau": (lambda x: _is_number(x) and x > 0, "a number above 0 is needed"),
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -165,9 +165,9 @@ def dv(scores: Scores, decay: float = 0.99) -> Result:
 
     The maximiser is T = log r plus a constant.  On a batch the gradient of the logarithm is biased:
     E_Q[exp T ∇T] is divided by the batch's own mean of exp T.  Here it is divided by a moving
-    average over the steps, ``a ← decay · a + (1 - decay) · mean exp T``, which starts as the first
-    batch's mean.  `Scores.log_normalizer` is log a before this step and the metric
-    ``dv_log_normalizer`` after it; without it the plain gradient is taken.
+    average over the steps, ``a ← decay · a + (1 - decay) · mean exp T``, which starts as the mean
+    of the first batch that has negatives.  `Scores.log_normalizer` is log a before this step and
+    the metric ``dv_log_normalizer`` after it; without it the plain gradient is taken.
 
     ``dv_estimate``, minus the value of the loss, is biased upwards on a batch and no bound.
 
@@ -178,16 +178,17 @@ def dv(scores: Scores, decay: float = 0.99) -> Result:
     """
     scores = scores.masked()
     log_mean_exp = _log_mean_exp(scores, scores.negative)
-    running = lax.stop_gradient(log_mean_exp)
+    running = kept = lax.stop_gradient(log_mean_exp)
     if scores.log_normalizer is not None:
         started = jnp.isfinite(scores.log_normalizer)
         before = jnp.where(started, scores.log_normalizer, running)
         running = jnp.logaddexp(jnp.log(decay) + before, jnp.log1p(-decay) + running)
+        kept = jnp.where(jnp.any(scores.valid), running, scores.log_normalizer)
     trained = loss_of(NWJ, reduce_rows(NWJ, _shifted(scores, 1 - running)))
     rows = reduce_rows(INFONCE, scores)
     estimate = rows.pair_mean(scores.positive) - log_mean_exp
     loss = trained + lax.stop_gradient(-estimate - trained)
-    own = {"dv_estimate": estimate, "dv_log_normalizer": running}
+    own = {"dv_estimate": estimate, "dv_log_normalizer": kept}
     return loss, score_metrics(rows) | own
 
 
@@ -245,7 +246,10 @@ def sigmoid(scores: Scores | RowScores) -> Result:
 
 
 def score_metrics(rows: RowScores) -> dict[str, Array]:
-    """What every objective logs: mean scores under P and Q, and how well T tells them apart.
+    """What every objective logs: mean scores of pairs and of negatives, and how T tells them apart.
+
+    Of the negatives that were drawn: chosen ones (`hard`, `importance`) score far above a mean
+    under Q, and make both accuracies low.  Read-offs on held-out pairs are what to compare by.
 
     ``critic_accuracy`` is the balanced accuracy of the classifier T > 0, Bayes-optimal where T =
     log r.  ``ranking_accuracy`` asks only T(pair) > T(negative), so a constant added to T, which

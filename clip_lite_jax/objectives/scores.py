@@ -50,7 +50,7 @@ class Scores:
         return self.stands_for[..., None]
 
     def masked(self) -> "Scores":
-        """Zero where masked: what a broken example produced reaches neither value nor gradient."""
+        """Zero where masked: a broken example's scores, if finite, reach no value or gradient."""
         return replace(
             self,
             positive=jnp.where(self.pair_valid, self.positive, 0.0),
