@@ -50,6 +50,7 @@ from clip_lite_jax.files import write_atomic
 from clip_lite_jax.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "mutual_information.json"
+QUICK_RESULTS = Path("runs/mutual_information/quick.json")
 
 
 @dataclass(frozen=True)
@@ -340,20 +341,22 @@ def _finite(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
+    parser.add_argument("--quick", action="store_true", help=f"seconds, into {QUICK_RESULTS}")
     parser.add_argument("--report", action="store_true", help="tables and plot of --out, no run")
     parser.add_argument("--runs", type=Path, default=Path("runs/mutual_information"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=mi_report.DOCS, help="tables and plot go here")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--docs", type=Path, help="tables and plot go here")
     arguments = parser.parse_args()
+    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
+    docs = arguments.docs or (out.with_suffix(".md") if arguments.quick else mi_report.DOCS)
     given = shlex.join(sys.argv[1:])
     command = f"python -m benchmarks.mutual_information {given}".strip()
     if not arguments.report:
         results = run(QUICK if arguments.quick else Settings(), arguments.runs, command)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results) + "\n")
-    mi_report.write(json.loads(arguments.out.read_text()), arguments.docs)
-    print(f"written to {arguments.out} and {arguments.docs}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results) + "\n")
+    mi_report.write(json.loads(out.read_text()), docs)
+    print(f"written to {out} and {docs}")
 
 
 if __name__ == "__main__":

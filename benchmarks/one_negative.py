@@ -18,8 +18,9 @@ import numpy as np
 
 from benchmarks.frozen_features import FEATURES_FILE, Features, load_features
 from benchmarks.one_negative_methods import RECIPES, Recipe
-from benchmarks.one_negative_report import BEST, into_page, markdown, plot
+from benchmarks.one_negative_report import BEST, FULL, REFERENCE, markdown, plot
 from benchmarks.one_negative_train import Setting, Task, Trainer, build_task
+from benchmarks.pages import write_tables
 from clip_lite_jax.files import read_json_lines, write_atomic
 from clip_lite_jax.provenance import provenance
 
@@ -27,6 +28,7 @@ RESULTS = Path("benchmarks/results/one_negative.json")
 PAGE = Path("docs/one_negative.md")
 PICTURE = Path("docs/one_negative.png")
 CELLS = Path("runs/one_negative/cells.jsonl")
+QUICK_RESULTS = Path("runs/one_negative/quick.json")
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--features", type=Path, default=FEATURES_FILE)
     parser.add_argument("--cells", type=Path, default=CELLS, help="where finished runs are kept")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--plot", type=Path, default=PICTURE)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", type=Path, help="the tables go here")
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", help="some of the batch sizes")
     parser.add_argument("--rows", nargs="+", choices=RECIPES, help="some of the rows")
-    parser.add_argument("--quick", action="store_true", help="a few small runs, to see it work")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a few small runs, into {QUICK_RESULTS}"
+    )
     arguments = parser.parse_args()
+    if arguments.rows and not {REFERENCE, FULL} <= set(arguments.rows):
+        parser.error(f"--rows needs {REFERENCE} and {FULL}: the others are compared with them")
+    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
+    page = arguments.page or (out.with_suffix(".md") if arguments.quick else PAGE)
+    picture = arguments.plot or (out.with_suffix(".png") if arguments.quick else PICTURE)
     plan = QUICK if arguments.quick else Plan()
     plan = replace(
         plan,
@@ -216,13 +225,12 @@ def main() -> None:
         "plan": asdict(plan),
         "rows": rows,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(arguments.out, json.dumps(results, indent=1) + "\n")
-    results = json.loads(arguments.out.read_text())
-    page = arguments.page.read_text() if arguments.page.exists() else ""
-    write_atomic(arguments.page, into_page(page, markdown(results)))
-    plot(results, arguments.plot)
-    print(f"written to {arguments.out}, {arguments.page} and {arguments.plot}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, json.dumps(results, indent=1) + "\n")
+    results = json.loads(out.read_text())
+    write_tables(page, {"results": markdown(results)})
+    plot(results, picture)
+    print(f"written to {out}, {page} and {picture}")
 
 
 if __name__ == "__main__":

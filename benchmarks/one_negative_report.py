@@ -13,7 +13,6 @@ from benchmarks.pages import table
 REFERENCE = "infonce"
 FULL = "sigmoid"
 BEST = "best_on_validation"
-MARKS = ("<!-- begin of what the command writes -->\n", "<!-- end of what the command writes -->\n")
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
@@ -117,15 +116,6 @@ def _made_by(results: dict[str, Any]) -> str:
         f"{made['commit']}, {made['machine']}, jax {made['jax']}, Python {made['python']}, "
         f"{made['date']}.\n"
     )
-
-
-def into_page(page: str, tables: str) -> str:
-    """The page with its tables replaced, or with new ones at its end."""
-    begin, end = MARKS
-    if begin not in page:
-        page += begin + end
-    before, _, rest = page.partition(begin)
-    return before + begin + "\n" + tables + "\n" + end + rest.partition(end)[2]
 
 
 # Okabe and Ito's colours can be told apart by colour-blind readers.

@@ -58,7 +58,7 @@ class Pairs:
     key_image: Any = None  # [B, D] of the momentum encoder, without gradient
     key_text: Any = None  # [B, D]
     memory: Memory | None = None
-    inputs: Any = None  # (images, texts) that the embeddings were made of, for `reembed`
+    inputs: Any = None  # (images, texts) [B, ...] that the embeddings were made of, for `reembed`
 
     @property
     def rows(self) -> Array:  # [B] int32
@@ -69,6 +69,8 @@ class Pairs:
 
 @flax.struct.dataclass
 class Drawn:
+    """What a sampler returns."""
+
     scores: Scores | RowScores
     index: Array | None  # [S, B, K] int32 row of each negative, < 0 in memory; None: not held
 
@@ -92,6 +94,7 @@ class Rows:
 
 
 def sides_of(sides: str) -> tuple[int, ...]:
+    """The sides that `NegativesConfig.sides` means, in the order of `Scores`."""
     return {"text": (TEXT,), "image": (IMAGE,), "both": (TEXT, IMAGE)}[sides]
 
 
@@ -119,6 +122,7 @@ def score_matrix(critic: Critic, side: int, anchors: Any, candidates: Any) -> Ar
 
 
 def score_pairs(critic: Critic, side: int, anchors: Any, candidates: Any) -> Array:
+    """Embeddings ``[..., D]`` and ``[..., D]``, broadcast → ``[...]``."""
     return critic.pairs(*((anchors, candidates) if side == TEXT else (candidates, anchors)))
 
 
