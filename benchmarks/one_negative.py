@@ -35,7 +35,7 @@ QUICK_RESULTS = Path("runs/one_negative/quick.json")
 class Plan:
     setting: Setting = field(default_factory=Setting)
     batches: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-    selected: tuple[int, ...] = (4, 16, 64, 256, 1024)
+    selected: tuple[int, ...] = (4, 16, 64, 256, 512, 1024)
     """Batch sizes at which the factor is chosen; interpolated between them, constant beyond."""
     costed: tuple[int, ...] = (64, 512)
     """Batch sizes at which a step's memory is read from its compiled program."""
