@@ -191,8 +191,8 @@ def test_quick_run(tmp_path: Path) -> None:
     products = 2 * 256 * 64 * benchmark.WIDTH
     assert many["jsd, shuffle"]["matmul_flops"] == 0
     assert many["infonce, all, gather"]["matmul_flops"] == 6 * products
-    # Scored, scored again, and two gradients; but a device's own rows, the first of four visits, fit
-    # into one chunk here, and the compiler sees that they are scored twice.
+    # Scored, scored again, and two gradients; but a device's own rows, the first of four visits,
+    # fit into one chunk here, and the compiler sees that they are scored twice.
     assert many["infonce, all, ring"]["matmul_flops"] == (4 - 1 / 4) * products
     assert all(len(record["cpu_seconds"]) >= 1 for record in part["records"])
 
