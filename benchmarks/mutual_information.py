@@ -45,6 +45,7 @@ from benchmarks.mi_training import (
     make_held_out,
     make_trainer,
 )
+from benchmarks.pages import places
 from clip_lite_jax.evaluators.information import certified_bound
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.provenance import provenance
@@ -347,8 +348,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--docs", type=Path, help="tables and plot go here")
     arguments = parser.parse_args()
-    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
-    docs = arguments.docs or (out.with_suffix(".md") if arguments.quick else mi_report.DOCS)
+    quick = QUICK_RESULTS if arguments.quick else None
+    out, docs = places(arguments.out, arguments.docs, (RESULTS, mi_report.DOCS), quick)
     given = shlex.join(sys.argv[1:])
     command = f"python -m benchmarks.mutual_information {given}".strip()
     if not arguments.report:

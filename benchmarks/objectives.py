@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from benchmarks import objectives_report
 from benchmarks.objectives_hlo import matmul_flops, traffic
+from benchmarks.pages import places
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.negatives import Pairs, build_sampler
 from clip_lite_jax.objectives import STREAMED, build_objective
@@ -213,8 +214,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--docs", type=Path, help="tables and plot go here")
     arguments = parser.parse_args()
-    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
-    docs = arguments.docs or (out.with_suffix(".md") if arguments.quick else objectives_report.DOCS)
+    quick = QUICK_RESULTS if arguments.quick else None
+    out, docs = places(arguments.out, arguments.docs, (RESULTS, objectives_report.DOCS), quick)
     out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(out.read_text()) if out.exists() else {}
     if not arguments.report:

@@ -20,7 +20,7 @@ from benchmarks.frozen_features import FEATURES_FILE, Features, load_features
 from benchmarks.one_negative_methods import RECIPES, Recipe
 from benchmarks.one_negative_report import BEST, FULL, REFERENCE, markdown, plot
 from benchmarks.one_negative_train import Setting, Task, Trainer, build_task
-from benchmarks.pages import write_tables
+from benchmarks.pages import places, write_tables
 from clip_lite_jax.files import read_json_lines, write_atomic
 from clip_lite_jax.provenance import provenance
 
@@ -43,22 +43,12 @@ class Plan:
     """Of `base_rate`."""
     selection_seeds: tuple[int, ...] = tuple(range(100, 104))
     seeds: tuple[int, ...] = tuple(range(32))
-    references: tuple[str, ...] = ("infonce", "sigmoid")
     contenders: tuple[str, ...] = ("jsd_hard_memory", "infonce_importance_memory")
-    """Rows of one negative of which validation picks one for every batch size; these and the
-    references are run with all seeds."""
+    """Rows of one negative of which validation picks one for every batch size; these, and those
+    that all are compared with, are run with all seeds."""
     fewer: int = 12
     """Seeds of the other rows, the first of them."""
-    recipes: tuple[str, ...] = (
-        "infonce",
-        "sigmoid",
-        "jsd_hard_memory",
-        "infonce_importance_memory",
-        "infonce_importance",
-        "sigmoid_importance",
-        "jsd_hard",
-        "jsd_shuffle",
-    )
+    recipes: tuple[str, ...] = tuple(RECIPES)
 
 
 QUICK = Plan(
@@ -69,14 +59,13 @@ QUICK = Plan(
     factors=(0.5, 1.0),
     selection_seeds=(100,),
     seeds=(0, 1, 2),
-    contenders=("jsd_hard_memory", "infonce_importance_memory"),
     fewer=2,
     recipes=("infonce", "sigmoid", "jsd_hard_memory", "infonce_importance_memory", "jsd_hard"),
 )
 
 
 def seeds_of(plan: Plan, name: str) -> tuple[int, ...]:
-    every = name in plan.references + plan.contenders
+    every = name in (REFERENCE, FULL, *plan.contenders)
     return plan.seeds if every else plan.seeds[: plan.fewer]
 
 
@@ -208,9 +197,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rows and not {REFERENCE, FULL} <= set(arguments.rows):
         parser.error(f"--rows needs {REFERENCE} and {FULL}: the others are compared with them")
-    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
-    page = arguments.page or (out.with_suffix(".md") if arguments.quick else PAGE)
-    picture = arguments.plot or (out.with_suffix(".png") if arguments.quick else PICTURE)
+    quick = QUICK_RESULTS if arguments.quick else None
+    out, page = places(arguments.out, arguments.page, (RESULTS, PAGE), quick)
+    picture = arguments.plot or (out.with_suffix(".png") if quick else PICTURE)
     plan = QUICK if arguments.quick else Plan()
     plan = replace(
         plan,

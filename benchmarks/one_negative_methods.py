@@ -51,27 +51,28 @@ _FROM_MEMORY = {"pool": "memory", "reembed": True}
 RECIPES = {
     "infonce": Recipe("InfoNCE, all", "infonce", _both_sides("all")),
     "sigmoid": Recipe("sigmoid, all", "sigmoid", _both_sides("all"), log_bias=True),
-    "jsd_shuffle": Recipe("JSD, one shuffled", "jsd", _both_sides("shuffle")),
-    "jsd_hard": Recipe("JSD, one hard", "jsd", _both_sides("hard", pool="block")),
-    "sigmoid_importance": Recipe(
-        "sigmoid, one by importance",
-        "sigmoid",
-        _both_sides("importance", pool="block"),
-        log_bias=True,
-    ),
-    "infonce_importance": Recipe(
-        "InfoNCE, one by importance",
-        "infonce",
-        _both_sides("importance", pool="block", proposal="exp"),
+    "jsd_hard_memory": Recipe(
+        "JSD, one hard of batch and memory",
+        "jsd",
+        _both_sides("hard", memory=256, **_FROM_MEMORY),
     ),
     "infonce_importance_memory": Recipe(
         "InfoNCE, one by importance of batch and memory",
         "infonce",
         _both_sides("importance", proposal="exp", memory=1024, **_FROM_MEMORY),
     ),
-    "jsd_hard_memory": Recipe(
-        "JSD, one hard of batch and memory",
-        "jsd",
-        _both_sides("hard", memory=256, **_FROM_MEMORY),
+    "infonce_importance": Recipe(
+        "InfoNCE, one by importance",
+        "infonce",
+        _both_sides("importance", pool="block", proposal="exp"),
     ),
+    "sigmoid_importance": Recipe(
+        "sigmoid, one by importance",
+        "sigmoid",
+        _both_sides("importance", pool="block"),
+        log_bias=True,
+    ),
+    "jsd_hard": Recipe("JSD, one hard", "jsd", _both_sides("hard", pool="block")),
+    "jsd_shuffle": Recipe("JSD, one shuffled", "jsd", _both_sides("shuffle")),
 }
+"""In the order of the tables."""

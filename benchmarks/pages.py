@@ -11,6 +11,19 @@ def table(lines: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def places(
+    out: Path | None, page: Path | None, published: tuple[Path, Path], quick: Path | None
+) -> tuple[Path, Path]:
+    """Where a bench puts its results and its page, as far as it is not told.
+
+    The `published` ones, or those of a `quick` run, which has its own and its page beside them.
+    """
+    if quick is None:
+        return out or published[0], page or published[1]
+    out = out or quick
+    return out, page or out.with_suffix(".md")
+
+
 def write_tables(page: Path, tables: Mapping[str, str]) -> None:
     """Puts each table between ``<!-- its name -->`` and the end after it; others are left out.
 

@@ -23,11 +23,8 @@ def check_combination(
             f"negatives.implementation={negatives.implementation!r} keeps none: set it to dense"
         )
     exact = objective.name == "infonce" and negatives.proposal == "exp" and negatives.pool != "lane"
-    if (
-        negatives.name == "importance"
-        and objective.name in ("dv", "infonce", "smile")
-        and not exact
-    ):
+    of_a_logarithm = objective.name in ("dv", "infonce", "smile") and not exact
+    if negatives.name == "importance" and of_a_logarithm:
         raise ConfigError(
             f"negatives.name='importance' estimates a sum over negatives without bias, and "
             f"objective.name={objective.name!r} takes its logarithm: use the negatives all or hard,"
