@@ -1,0 +1,1 @@
+"""Weights of other projects: read, written, and checked on the way."""
