@@ -1,0 +1,116 @@
+"""What transformers for images and for text are built of."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    # OpenAI's CLIP models were trained with this one; another gives other features.
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+Remat = Literal["none", "full", "dots"]
+"""What the backward pass computes again: nothing, all within a block, or all but products."""
+
+
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None = None, causal: bool = False
+) -> Array:
+    """Softmax attention: ``[B, L, heads, D / heads]`` three times, mask to ``[B, heads, L, L]``.
+
+    With `causal` no position sees a later one.  float64 is computed here, because
+    `jax.nn.dot_product_attention` takes its softmax in float32.
+    """
+    if q.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
+    lowest = jnp.finfo(q.dtype).min
+    if mask is not None:
+        logits = jnp.where(mask, logits, lowest)
+    if causal:
+        logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, lowest)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and perceptron, each with a residual connection.
+
+    Source: ViT (arXiv 2010.11929), eq. 2 and 3; the perceptron is four times as wide as the rest
+    unless `mlp_width` says otherwise.
+    """
+
+    heads: int
+    mlp_width: int | None = None
+    activation: Activation = "gelu"
+    causal: bool = False
+    dropout: float = 0.0
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None, train: bool = False) -> Array:
+        """``[B, L, D] -> [B, L, D]``; where `mask` ``[B, L]`` is False no position looks."""
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = partial(nn.LayerNorm, epsilon=self.epsilon, **types)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        width = x.shape[-1]
+        # One product for queries, keys and values: how most projects store them, and faster.
+        qkv = nn.Dense(3 * width, name="qkv", **types)(norm(name="norm1")(x))
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        q, k, v = jnp.moveaxis(qkv, -3, 0)  # [B, L, heads, D / heads] each
+        h = attention(q, k, v, None if mask is None else mask[:, None, None, :], self.causal)
+        h = nn.Dense(width, name="out", **types)(h.reshape(x.shape))
+        x = x + drop(h)
+        h = nn.Dense(self.mlp_width or 4 * width, name="fc1", **types)(norm(name="norm2")(x))
+        h = nn.Dense(width, name="fc2", **types)(ACTIVATIONS[self.activation](h))
+        return x + drop(h)
+
+
+def apply_blocks(
+    block: Callable[..., Block],
+    layers: int,
+    x: Array,
+    mask: Array | None = None,
+    train: bool = False,
+    scan: bool = False,
+    remat: Remat = "none",
+) -> Array:
+    """``[B, L, D] -> [B, L, D]`` through `layers` blocks, submodules of the module that calls this.
+
+    They are ``blocks_0``, ``blocks_1``, ...  With `scan` they are one block, ``blocks``, whose
+    parameters have a leading axis of layers: it compiles in the time of one layer.
+
+    Args:
+      block: makes one, given its name: ``partial(Block, heads=12, dtype=...)``.
+    """
+
+    def run(block: Block, x: Array) -> Array:
+        return block(x, mask, train)
+
+    if remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # Within a scan nothing can be merged across the steps, so nothing need prevent it.
+        run = nn.remat(run, prevent_cse=not scan, policy=policy if remat == "dots" else None)
+    if not scan:
+        for number in range(layers):
+            x = run(block(name=f"blocks_{number}"), x)
+        return x
+    if layers == 0:
+        return x
+    scanned = nn.scan(
+        lambda block, x, _: (run(block, x), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=layers,
+    )
+    return scanned(block(name="blocks"), x, None)[0]
