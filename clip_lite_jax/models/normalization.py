@@ -4,6 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.typing import Initializer
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -26,6 +27,7 @@ class BatchNorm(nn.Module):
     groups: int = 1
     momentum: float = 0.1
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -37,7 +39,7 @@ class BatchNorm(nn.Module):
           ConfigError: the batch does not divide into the groups.
         """
         shape, kind = (x.shape[-1],), self.param_dtype
-        scale = self.param("scale", nn.initializers.ones, shape, kind)
+        scale = self.param("scale", self.scale_init, shape, kind)
         bias = self.param("bias", nn.initializers.zeros, shape, kind)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kind)
         var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
