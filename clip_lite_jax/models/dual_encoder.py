@@ -13,7 +13,6 @@ from jax import Array
 
 from clip_lite_jax.config import CriticConfig, ModelConfig, ObjectiveConfig, Options
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.models.convnet import ConvNet
 from clip_lite_jax.models.critics import (
     BilinearCritic,
     ConcatCritic,
@@ -21,11 +20,9 @@ from clip_lite_jax.models.critics import (
     PriorDiscriminator,
     SeparableCritic,
 )
+from clip_lite_jax.models.image_encoders import IMAGE_ENCODERS
 from clip_lite_jax.models.transformer import Transformer
 
-IMAGE_ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "convnet": ConvNet,
-}
 TEXT_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "transformer": Transformer,
 }
@@ -308,7 +305,7 @@ def _build(
         raise ConfigError(f"{field}.name={name!r}: choose one of {', '.join(sorted(known))}")
     module = known[name](**fixed)
     valid = set(module.__dataclass_fields__) - set(fixed) - {"parent", "name"}
-    types = get_type_hints(known[name])
+    types = get_type_hints(type(module))
     values: dict[str, Any] = {}
     for option, value in options.items():
         if option not in valid:
