@@ -25,10 +25,11 @@ def evaluate(run: Run) -> dict[str, Any]:
             return stored
         state, _ = restore_or_init(run, checkpoints)
     fns = make_encode_fns(run.model, run.mesh)(state.eval_params, state.model_state)
+    evaluators = run.evaluators("test", run.inputs(state.params, state.model_state))
     results = {
         "name": run.config.name,
         "step": int(state.step),
-        "test": {name: evaluator.run(fns) for name, evaluator in run.evaluators("test").items()},
+        "test": {name: evaluator.run(fns) for name, evaluator in evaluators.items()},
         "bad_examples": len(run.bad),
         "provenance": provenance(),
         "config": to_dict(run.config),

@@ -1,21 +1,26 @@
 """A trained model in a few calls: encode images, encode texts, score pairs."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
-from clip_lite_jax.checkpoints import Checkpoints, Meta
+from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.config import Config
 from clip_lite_jax.data import image_ops
+from clip_lite_jax.data.inputs import Pixels
 from clip_lite_jax.data.tokenizer import Tokenizer
-from clip_lite_jax.errors import BadImage, CheckpointError
-from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, stack_pictures
-from clip_lite_jax.models import build_model
+from clip_lite_jax.errors import BadImage, CheckpointError, ConfigError
+from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, stack_or_empty
+from clip_lite_jax.models import DualEncoder, Model, build_model
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import init_state
-from clip_lite_jax.train_step import EncodeFns, make_encode_fns
+from clip_lite_jax.train_step import make_encode_fns
 
 Images = Sequence[str | Path | Image.Image] | np.ndarray
 """Paths, PIL images, or uint8 ``[N, H, W, 3]``."""
@@ -25,10 +30,27 @@ class DualEncoderModel:
     """A trained dual encoder with its tokenizer and preprocessing."""
 
     def __init__(
-        self, fns: EncodeFns, tokenizer: Tokenizer, image_size: int, batch_size: int
+        self,
+        config: Config,
+        model: Model,
+        params: Any,
+        model_state: Any,
+        tokenizer: Tokenizer | None,
+        batch_size: int = 64,
     ) -> None:
-        self.fns, self.tokenizer = fns, tokenizer
-        self.image_size, self.batch_size = image_size, batch_size
+        """Without a `tokenizer` texts can only be given as ids."""
+        self.config, self.model = config, model
+        self.params, self.model_state = params, model_state
+        self.pixels, self.batch_size = Pixels(config.data), batch_size
+        self.fns = make_encode_fns(model, build_mesh())(params, model_state)
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises `ConfigError` where the weights came without one."""
+        if self._tokenizer is None:
+            raise ConfigError("these weights came without a tokenizer: give config key 'tokenizer'")
+        return self._tokenizer
 
     def encode_image(self, images: Images) -> np.ndarray:
         """Images → float32 ``[N, D]`` of unit length; `dot` ranks by their cosine.
@@ -44,8 +66,9 @@ class DualEncoderModel:
 
     def project_image(self, images: Images) -> np.ndarray:
         """Images → ``[N, D]`` as the critic takes them, for `fns.pairs` and `fns.matrix`."""
-        pixels = [image_ops.resize_and_crop(_open(image), self.image_size) for image in images]
-        return encode_images(self.fns, stack_pictures(pixels, self.image_size), self.batch_size)
+        pixels = [self.pixels.view(_open(image)) for image in images]
+        stacked = stack_or_empty(pixels, self.pixels.blank)
+        return encode_images(self.fns, stacked, self.batch_size)
 
     def project_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → ``[N, D]`` as the critic takes them."""
@@ -66,6 +89,22 @@ class DualEncoderModel:
         scores = self.fns.pairs(self.project_image(images), self.project_text(texts))
         return np.asarray(scores, np.float32)
 
+    def encode_features(self, images: np.ndarray) -> np.ndarray:
+        """Normalised images ``[N, H, W, 3]`` → the encoder's features, float32 ``[N, F]``."""
+        return self._apply("normalised_image_features", images)
+
+    def encode_text_features(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Ids and mask ``[N, L]`` → the encoder's features, float32 ``[N, F]``."""
+        return self._apply("text_features", np.asarray(ids, np.int32), np.asarray(mask, bool))
+
+    def critic_scores(self, image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
+        """Features ``[N, F]`` of N pairs → the critic's scores T, float32 ``[N]``."""
+        return self._apply("feature_scores", image_features, text_features)
+
+    def _apply(self, method: str, *arrays: np.ndarray) -> np.ndarray:
+        variables = {"params": self.params, **self.model_state}
+        return np.asarray(_apply(self.model.module, method, variables, *arrays), np.float32)
+
 
 def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
     """The model of the newest checkpoint in a run's workdir.
@@ -78,27 +117,27 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
         step = checkpoints.latest_step()
         if step is None:
             raise CheckpointError(f"{workdir} holds no finished checkpoint yet")
-        return _restore(checkpoints.meta(step), checkpoints, step, batch_size)
-
-
-def _restore(meta: Meta, checkpoints: Checkpoints, step: int, batch_size: int) -> DualEncoderModel:
-    config = meta.config
-    tokenizer = Tokenizer(meta.tokenizer, config.data.max_tokens)
-    size = config.data.image_size
-    model = build_model(
-        config.model, size, tokenizer.vocab_size, config.data.max_tokens, config.objective
+        meta = checkpoints.meta(step)
+        config = meta.config
+        tokenizer = Tokenizer(meta.tokenizer, config.data.max_tokens)
+        model = build_model(
+            config.model,
+            config.data.image_size,
+            tokenizer.vocab_size,
+            config.data.max_tokens,
+            config.objective,
+        )
+        state, _ = init_state(
+            model,
+            lambda params: build_optimizer(config.optim, config.steps, params),
+            config.seed,
+            config.optim.ema_decay > 0,
+            build_mesh(),
+        )
+        state = checkpoints.restore(step, state, weights_only=True)
+    return DualEncoderModel(
+        config, model, state.eval_params, state.model_state, tokenizer, batch_size
     )
-    mesh = build_mesh()
-    state, _ = init_state(
-        model,
-        lambda params: build_optimizer(config.optim, config.steps, params),
-        config.seed,
-        config.optim.ema_decay > 0,
-        mesh,
-    )
-    state = checkpoints.restore(step, state, weights_only=True)
-    fns = make_encode_fns(model, mesh)(state.eval_params, state.model_state)
-    return DualEncoderModel(fns, tokenizer, size, batch_size)
 
 
 def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
@@ -112,6 +151,11 @@ def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
         return image_ops.decode(Path(image).read_bytes())
     except BadImage as error:
         raise BadImage(f"{image}: {error}") from error
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(module: DualEncoder, method: str, variables: Any, *arrays: Any) -> Any:
+    return module.apply(variables, *arrays, method=method)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

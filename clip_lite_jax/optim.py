@@ -1,10 +1,12 @@
-"""Optimizers: schedules, per-path learning rates and weight decay, Lookahead."""
+"""Optimizers: schedules, frozen parameters, learning rates and decay by path, Lookahead."""
 
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
 
 from clip_lite_jax.config import OptimConfig
 from clip_lite_jax.errors import ConfigError
@@ -23,9 +25,50 @@ def build_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def build_optimizer(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransformation:
     """The optimizer for `params`: clip, precondition, decay, per-path factors, schedule, Lookahead.
 
+    What is never trained takes no part in any of it, and has no state.
+
     Raises:
       ConfigError: a pattern that is not a regular expression or that matches no parameter.
     """
+    never = never_trained(config, steps, params)
+    if not any(jax.tree.leaves(never)):
+        return _build_optimizer(config, steps, params)
+    names = path_tree(params)
+
+    def trained(tree: Any) -> dict[str, Any]:
+        leaves = zip(*map(jax.tree.leaves, (names, tree, never)), strict=True)
+        return {name: leaf for name, leaf, still in leaves if not still}
+
+    inner = _build_optimizer(config, steps, trained(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        new, state = inner.update(trained(updates), state, trained(params))
+        whole = jax.tree.map(lambda name, x: new.get(name, jnp.zeros_like(x)), names, updates)
+        return whole, state
+
+    return optax.GradientTransformation(lambda params: inner.init(trained(params)), update)
+
+
+def never_trained(config: OptimConfig, steps: int, params: Any) -> Any:
+    """A tree like `params`, True where `config.frozen` holds from the first step to the last.
+
+    Raises:
+      ConfigError: a pattern that is not a regular expression or that matches no parameter.
+    """
+    spans = _frozen_spans(config, params)
+    return jax.tree.map(
+        lambda path: any(a == 0 and (b is None or b >= steps) for a, b in spans[path]),
+        path_tree(params),
+    )
+
+
+def frozen_towers(config: OptimConfig, steps: int, params: Any) -> tuple[str, ...]:
+    """The towers, ``image`` and ``text``, none of whose parameters is ever trained."""
+    never = never_trained(config, steps, params)
+    return tuple(t for t in ("image", "text") if all(jax.tree.leaves(never[f"{t}_encoder"])))
+
+
+def _build_optimizer(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransformation:
     no_decay = _compile("optim.no_decay", config.no_decay)
     decays = jax.tree.map(lambda path: not no_decay.search(path), path_tree(params))
     parts = []
@@ -40,6 +83,9 @@ def build_optimizer(config: OptimConfig, steps: int, params: Any) -> optax.Gradi
         parts.append(_scale_by_path(config.multipliers, params))
     parts.append(optax.scale_by_learning_rate(build_schedule(config, steps)))
     optimizer = optax.chain(*parts)
+    spans = _frozen_spans(config, params, must_match=False)
+    if any(spans.values()):
+        optimizer = _with_rests(optimizer, jax.tree.map(spans.__getitem__, path_tree(params)))
     if config.lookahead_steps:
         return _lookahead(optimizer, config.lookahead_steps, config.lookahead_alpha)
     return optimizer
@@ -52,6 +98,54 @@ def path_tree(params: Any) -> Any:
         return "/".join(str(getattr(key, "key", key)) for key in path)
 
     return jax.tree_util.tree_map_with_path(name, params)
+
+
+Span = tuple[int, int | None]
+"""Steps from the first up to the second, or to the end."""
+
+
+def _frozen_spans(
+    config: OptimConfig, params: Any, must_match: bool = True
+) -> dict[str, tuple[Span, ...]]:
+    """When each parameter is not trained, by path."""
+    patterns = {text: _compile("optim.frozen", text) for text in config.frozen}
+    paths = jax.tree.leaves(path_tree(params))
+    for text, pattern in patterns.items():
+        first, last = config.frozen[text]
+        if last is not None and last <= first:
+            raise ConfigError(f"optim.frozen: {text!r} is frozen from {first} to {last}: no step")
+        if must_match and not any(pattern.search(path) for path in paths):
+            some = ", ".join(paths[:4])
+            raise ConfigError(f"optim.frozen: {text!r} matches no parameter; some are {some}")
+    return {
+        path: tuple(config.frozen[text] for text, p in patterns.items() if p.search(path))
+        for path in paths
+    }
+
+
+def _with_rests(inner: optax.GradientTransformation, spans: Any) -> optax.GradientTransformation:
+    """Parameters rest during their `spans` (a tree of tuples of `Span`).
+
+    Their gradients do not count towards the clipped norm, and neither decay nor the momentum of
+    earlier steps moves them.
+    """
+
+    def moving(step: Array, of: tuple[Span, ...]) -> Array:
+        rests = [(step >= a) & (step < (b if b is not None else jnp.inf)) for a, b in of]
+        return ~jnp.any(jnp.array([False, *rests]))
+
+    def masked(tree: Any, step: Array) -> Any:
+        return jax.tree.map(lambda x, of: jnp.where(moving(step, of), x, 0.0), tree, spans)
+
+    def init(params: Any) -> Any:
+        return jnp.zeros((), jnp.int32), inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        step, inner_state = state
+        updates, inner_state = inner.update(masked(updates, step), inner_state, params)
+        return masked(updates, step), (step + 1, inner_state)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _scale_by_path(multipliers: dict[str, float], params: Any) -> optax.GradientTransformation:

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
+from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import (
     BadExamples,
     Source,
@@ -23,9 +25,11 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
 from clip_lite_jax.evaluators.retrieval import build_retrieval
+from clip_lite_jax.features import build_inputs, check_cache
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.models import Model, build_model
-from clip_lite_jax.optim import build_optimizer
+from clip_lite_jax.optim import build_optimizer, frozen_towers
+from clip_lite_jax.pretrained.towers import load_towers, resolve
 from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import TrainState, init_state
 
@@ -55,8 +59,8 @@ class Run:
         """Whether this process writes logs and reports."""
         return jax.process_index() == 0
 
-    def init_state(self) -> tuple[TrainState, optax.GradientTransformation]:
-        """A fresh state on the mesh, and its optimizer."""
+    def init_state(self, load: bool) -> tuple[TrainState, optax.GradientTransformation]:
+        """A fresh state on the mesh, and its optimizer; with `load` from the weights of others."""
         config = self.config
         return init_state(
             self.model,
@@ -66,9 +70,16 @@ class Run:
             self.mesh,
             config.negatives,
             config.batch_size,
+            load_towers(self.model, config.model) if load else {},
         )
 
-    def evaluators(self, stage: str) -> dict[str, Evaluator]:
+    def inputs(self, params: Any, model_state: Any) -> TowerInputs:
+        """What the towers read; features of frozen ones are computed if they are not there yet."""
+        return build_inputs(
+            self.config, self.sources, self.tokenizer, self.model, params, model_state, self.workdir
+        )
+
+    def evaluators(self, stage: str, inputs: TowerInputs) -> dict[str, Evaluator]:
         """The evaluators of a stage, ``validation`` or ``test``.
 
         One whose split has no two usable examples is left out, and the log says so.
@@ -81,8 +92,7 @@ class Run:
         if split in self.sources:
             information = Information(
                 self.sources[split],
-                self.tokenizer,
-                self.config.data.image_size,
+                inputs,
                 settings.batch_size,
                 "joined" if self.config.data.captions == "joined" else "first",
                 settings.max_information_pairs,
@@ -90,7 +100,7 @@ class Run:
             )
             if len(information.pairs.examples) > 1:
                 evaluators["information"] = information
-        retrieval = build_retrieval(self.config, self.sources, self.tokenizer, self.bad, stage)
+        retrieval = build_retrieval(self.config, self.sources, inputs, self.bad, stage)
         evaluators |= {f"retrieval/{name}": gallery for name, gallery in retrieval.items()}
         configured = [f"retrieval/{gallery.name}" for gallery in settings.retrieval]
         if missing := [n for n in ["information", *configured] if n not in evaluators]:
@@ -112,9 +122,12 @@ def build_run(config: Config, workdir: Path) -> Run:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stored = workdir / TOKENIZER_FILE
+    given = config
     if has_checkpoint(workdir):
         _check_same_config(config, workdir)
+        config = _with_stored_model(config, workdir)
     else:  # nothing was learned yet: what an earlier attempt left does not bind this one
+        config = resolve(config)
         stored.unlink(missing_ok=True)
         (workdir / SKIPPED_FILE).unlink(missing_ok=True)
     bad = BadExamples(workdir / SKIPPED_FILE, config.data.max_bad_share)
@@ -128,7 +141,7 @@ def build_run(config: Config, workdir: Path) -> Run:
         config.data.max_tokens,
     )
     write_atomic(stored, tokenizer.model)
-    write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(config), indent=2))
+    write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(given), indent=2))
     model = build_model(
         config.model,
         config.data.image_size,
@@ -136,6 +149,10 @@ def build_run(config: Config, workdir: Path) -> Run:
         config.data.max_tokens,
         config.objective,
     )
+    if config.optim.frozen:
+        params, _ = jax.eval_shape(model.init, jax.random.key(0))
+        model = model.freeze(frozen_towers(config.optim, config.steps, params))
+    check_cache(config, model.module.frozen)
     meta = Meta(config, tokenizer.model, fingerprint(sources))
     return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)
 
@@ -148,12 +165,20 @@ def restore_or_init(
     Raises:
       ConfigError: the checkpoint was made on other data.
     """
-    state, optimizer = run.init_state()
     step = checkpoints.latest_step()
+    state, optimizer = run.init_state(load=step is None)
     if step is None:
         return state, optimizer
     check_same_data(run, checkpoints.meta(step))
     return checkpoints.restore(step, state), optimizer
+
+
+def _with_stored_model(config: Config, workdir: Path) -> Config:
+    """The configuration with what `model.*.init_from` stated when the run began."""
+    with Checkpoints.open(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        stored = config if step is None else checkpoints.meta(step).config
+    return replace(config, model=stored.model)
 
 
 def check_same_data(run: Run, stored: Meta) -> None:

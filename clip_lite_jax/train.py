@@ -32,6 +32,7 @@ def train(config: Config, workdir: Path) -> Run:
       NonFiniteError: the loss or the gradient is no longer finite.
     """
     run = build_run(config, workdir)
+    config = run.config  # with what model.*.init_from states
     learner = build_learner(
         run.model,
         config.objective,
@@ -45,12 +46,13 @@ def train(config: Config, workdir: Path) -> Run:
     state, optimizer = restore_or_init(run, checkpoints)
     train_step = make_train_step(learner, optimizer, run.mesh, config.optim.ema_decay)
     bind = make_encode_fns(run.model, run.mesh)
-    evaluators = run.evaluators("validation")
+    inputs = run.inputs(state.params, state.model_state)
+    evaluators = run.evaluators("validation", inputs)
     start = int(state.step)
     batches = train_batches(
         TrainTransform(
             run.sources["train"],
-            run.tokenizer,
+            inputs,
             config.data,
             run.bad,
             second=config.objective.visual_weight + config.objective.textual_weight > 0,

@@ -1,6 +1,6 @@
 """What a training run carries from step to step, and how it comes into being on the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -57,17 +57,19 @@ def init_state(
     mesh: Mesh,
     negatives: NegativesConfig | None = None,
     batch: int = 0,
+    towers: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, optax.GradientTransformation]:
     """A fresh state, born in its sharding, and the optimizer for it.
 
     `optimizer_of(params)` builds the optimizer; it sees shapes only.  `negatives` and `batch` say
-    what is to be remembered from step to step, if anything.
+    what is to be remembered from step to step, if anything.  `towers` holds the variables of
+    encoders that do not start at random: ``{"image_encoder": {"params": ..., ...}}``.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = optimizer_of(shapes[0])
 
-    def init(key: Array) -> TrainState:
-        params, model_state = model.init(key)
+    def init(key: Array, towers: Mapping[str, Any]) -> TrainState:
+        params, model_state = _with_towers(*model.init(key), towers)
         target = None
         if negatives is not None and uses_memory(negatives):
             pairs = _example_pairs(model, params, model_state, batch)
@@ -84,7 +86,16 @@ def init_state(
         )
 
     shardings = state_shardings(mesh, negatives is not None and uses_memory(negatives))
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), optimizer
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(seed), towers or {})
+    return state, optimizer
+
+
+def _with_towers(params: Any, model_state: Any, towers: Mapping[str, Any]) -> tuple[Any, Any]:
+    variables = {"params": params, **model_state}
+    for tower, collections in towers.items():
+        for collection, values in collections.items():
+            variables[collection] = {**variables[collection], tower: values}
+    return variables.pop("params"), variables
 
 
 def state_shardings(mesh: Mesh, with_memory: bool) -> Any:
@@ -100,7 +111,7 @@ def _example_pairs(model: Model, params: Any, model_state: Any, batch: int) -> P
     """Shapes and types of a batch's embeddings and of what they are made of."""
 
     def pairs() -> Pairs:
-        inputs = model.example_inputs(batch)
+        inputs = model.train_inputs(params, model_state, batch)
         embedded, _ = model.embed(params, model_state, inputs, jax.random.key(0))
         group = jnp.zeros((batch, GROUP_COLUMNS), jnp.int32)
         valid, texts = jnp.zeros(batch, bool), (inputs.tokens, inputs.mask)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from clip_lite_jax.config import AugmentConfig, DataConfig
 from clip_lite_jax.data import caption_ops, image_ops
+from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import (
@@ -307,7 +308,8 @@ def transform_for(pairs: Path, threads: int = 0) -> TrainTransform:
     bad = BadExamples()
     source = build_sources(config, bad)["train"]
     tokenizer = Tokenizer(train_tokenizer(captions_of(source), 60), 8)
-    return TrainTransform(source, tokenizer, replace(config, threads=threads), bad)
+    inputs = TowerInputs(Pixels(config), tokenizer)
+    return TrainTransform(source, inputs, replace(config, threads=threads), bad)
 
 
 def take(
@@ -346,7 +348,7 @@ def test_a_second_view_is_of_the_same_example(pairs: Path) -> None:
     assert batch.second.image.shape == batch.image.shape
     assert not np.array_equal(batch.second.image, batch.image)
     first = transform.source[int(batch.index[0])]
-    captions = [transform.tokenizer([text])[0][0] for text in first.captions]
+    captions = [transform.inputs.text([text])[0][0] for text in first.captions]
     for tokens in (batch.tokens[0], batch.second.tokens[0]):
         assert any(np.array_equal(tokens, caption) for caption in captions)
 
@@ -391,7 +393,7 @@ def test_a_broken_image_keeps_its_slot(pairs: Path) -> None:
     chosen = int(whole[1].index[5])
     bad = BadExamples()
     broken = BrokenAt(transform.source, chosen)
-    damaged = TrainTransform(broken, transform.tokenizer, transform.config, bad)
+    damaged = TrainTransform(broken, transform.inputs, transform.config, bad)
     for good, other in zip(whole, take(damaged, 3), strict=True):
         np.testing.assert_array_equal(good.index, other.index)
         np.testing.assert_array_equal(other.valid, other.index != chosen)

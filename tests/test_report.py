@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_config, write_pairs
+from PIL import Image
 
 from clip_lite_jax.apps import report_tables
 from clip_lite_jax.apps.report import write_report
@@ -240,12 +242,14 @@ def test_marks_agree_with_ranks_by_brute_force(ties: bool) -> None:
 
 def fake_retrieval(owner: np.ndarray) -> Any:
     count = int(owner.max()) + 1
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    png = buffer.getvalue()
     return SimpleNamespace(
         owner=owner,
         captions=[f"caption {c}" for c in range(len(owner))],
-        images=np.zeros((count, 8, 8, 3), np.uint8),
         examples=[
-            Example(f"id {i}", "", ("",), b"", {"category": "odd" if i % 2 else "even"})
+            Example(f"id {i}", "", ("",), png, {"category": "odd" if i % 2 else "even"})
             for i in range(count)
         ],
     )
@@ -264,7 +268,7 @@ def test_queries_do_not_follow_the_order_of_the_data() -> None:
 
 def test_pictures_and_captions_stay_small() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    assert len(picture_uri(noise)) < 20_000
+    assert len(picture_uri(Image.fromarray(noise))) < 20_000
     assert shorten("a  b\nc", 10) == "a b c"
     assert shorten("x" * 5000, 160) == "x" * 159 + "…"
 

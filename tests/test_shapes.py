@@ -15,6 +15,7 @@ from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_tables import number, terminal_table
 from clip_lite_jax.config import AugmentConfig, DataConfig, EvalConfig, ShapesConfig, load_config
 from clip_lite_jax.data import image_ops, shapes
+from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.shapes import (
@@ -266,7 +267,8 @@ def test_only_independent_pairs_keep_equal_captions_as_negatives() -> None:
     assert different < len(known)
     for source, independent in ((known, True), (Unknown(known), False)):
         assert isinstance(source, IndependentPairs) == independent
-        transform = TrainTransform(source, tokenizer, config, BadExamples())
+        inputs = TowerInputs(Pixels(config), tokenizer)
+        transform = TrainTransform(source, inputs, config, BadExamples())
         rng = np.random.default_rng(0)
         groups = [transform.random_map(i, rng).group for i in range(len(source))]
         thing, caption = (len(set(column.tolist())) for column in np.array(groups).T)

@@ -111,9 +111,10 @@ def _training(run: Run, step: int, lines: Sequence[Mapping[str, Any]]) -> Traini
 
 def _examples(run: Run, stage: str) -> dict[str, Any]:
     """What is shown of single held-out examples, from the newest checkpoint."""
-    fns = load(run.workdir, run.config.eval.batch_size).fns
+    model = load(run.workdir, run.config.eval.batch_size)
+    fns, inputs = model.fns, run.inputs(model.params, model.model_state)
     shown: dict[str, Any] = {"galleries": [], "categories": {}, "scores": None}
-    for name, evaluator in run.evaluators(stage).items():
+    for name, evaluator in run.evaluators(stage, inputs).items():
         gallery = name.removeprefix("retrieval/")
         if isinstance(evaluator, Information):
             shown["scores"] = _score_histogram(evaluator.pairs.scores(fns))

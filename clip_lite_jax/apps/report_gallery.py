@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_lite_jax.data import image_ops
 from clip_lite_jax.evaluators.retrieval import Retrieval, ranks
 
 ANSWERS = 5
@@ -112,7 +113,8 @@ class _Search:
 
     def _item(self, caption: int, image: int, right: bool) -> Item:
         text = shorten(self.retrieval.captions[caption], CAPTION_LENGTH)
-        return Item(text, picture_uri(self.retrieval.images[image]), right)
+        picture = image_ops.decode(self.retrieval.examples[image].image)
+        return Item(text, picture_uri(picture), right)
 
 
 def _best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -130,9 +132,8 @@ def _hash(id: str) -> bytes:
     return hashlib.blake2b(id.encode(), digest_size=8, person=b"report").digest()
 
 
-def picture_uri(pixels: np.ndarray) -> str:
-    """uint8 ``[H, W, 3]`` as a WebP data URI."""
-    picture = Image.fromarray(pixels)
+def picture_uri(picture: Image.Image) -> str:
+    """A small WebP data URI."""
     picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
     data = _webp(picture, lossless=True)  # drawings: sharp and small
     if len(data) > LOSSLESS_BYTES:  # photographs

@@ -69,6 +69,9 @@ class DataConfig:
     """Share of images for validation, and again for test, where there is no split column."""
     image_size: PositiveInt = 64
     """Height and width in pixels of what the image encoder sees."""
+    resize: PositiveInt | None = None
+    """Evaluation scales the shorter side of an image to this and cuts the centre out; None is
+    `image_size`, which keeps the most of it."""
     augment: AugmentConfig = AugmentConfig()
     captions: Captions = "random"
     """Which caption of an image a training step sees: any of them, the first, or all of them joined
@@ -83,5 +86,12 @@ class DataConfig:
     """Threads that decode and augment; 0 works in the training loop's own thread."""
     prefetch: PositiveInt = 4
     """Batches prepared ahead of the step."""
+    feature_cache: str | None = None
+    """Folder of the features that `model.image.cache` and `model.text.cache` keep; None is
+    ``features`` in the workdir.  Runs may share it: what was computed from other weights or other
+    data lies in another folder below."""
+    cached_views: NonNegativeInt = 0
+    """Random views of an image whose features are kept; a step reads one of them.  0: the view of
+    evaluation alone."""
     max_bad_share: Fraction = 0.2
     """The run stops when more than this share of a source's examples cannot be used."""

@@ -100,6 +100,11 @@ class OptimConfig:
     """Parameters whose path this regular expression finds do not decay."""
     multipliers: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """Learning-rate factor by path, first match wins, e.g. ``{"^image_encoder/": 0.1}``."""
+    frozen: dict[str, tuple[NonNegativeInt, PositiveInt | None]] = Field(default_factory=dict)
+    """Parameters that rest from one step up to another, by path: ``{"^image_encoder/": (0, None)}``
+    never trains the image encoder (LiT, arXiv 2111.07991); with ``(0, 1000)`` it is trained from
+    step 1000 on, with ``(1000, None)`` until then.  A tower that is never trained runs as in
+    evaluation."""
     clip_norm: PositiveFloat | None = 1.0
     """Limit on the global norm of the gradient."""
     lookahead_steps: NonNegativeInt = 0

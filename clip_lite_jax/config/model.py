@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from clip_lite_jax.config.types import STRICT, Options
+from clip_lite_jax.config.types import STRICT, Options, Triple
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -15,6 +15,12 @@ class EncoderConfig:
     name: str
     options: Options = Field(default_factory=dict)
     """Fields of the encoder module that differ from the named preset, e.g. ``{"width": 192}``."""
+    init_from: str | None = None
+    """Weights to start from: a file or folder of another project or of ours, or
+    ``hf://owner/name``; see docs/checkpoints.md.  Options that the folder states are taken over."""
+    cache: bool = False
+    """Compute the features of every example once, keep them on disk and train on them.  The tower
+    must be frozen for good (`optim.frozen`)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -30,5 +36,9 @@ class ModelConfig:
     image: EncoderConfig = EncoderConfig(name="convnet")
     text: EncoderConfig = EncoderConfig(name="transformer")
     critic: CriticConfig = CriticConfig()
+    pixel_mean: Triple | None = None
+    """Of red, green and blue in [0, 1]: images are normalised as ``(pixel - mean) / std``.  None is
+    what `image.init_from` states, or else 0.5."""
+    pixel_std: Triple | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of activations.  Parameters are float32 (float64 with ``float64``, which needs x64)."""

@@ -13,6 +13,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Scalar = bool | int | float | str
 Options = dict[str, Scalar | list[Scalar]]
 
+Triple = tuple[float, float, float]
+
 Captions = Literal["random", "first", "joined"]
 
 STRICT = pydantic.ConfigDict(extra="forbid")

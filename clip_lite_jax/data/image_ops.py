@@ -51,8 +51,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """Shorter side to `size`, then the centre square: uint8 ``[size, size, 3]``."""
+def resize_and_crop(image: Image.Image, size: int, shorter: int | None = None) -> np.ndarray:
+    """Shorter side to `shorter` (or `size`), then the centre: uint8 ``[size, size, 3]``."""
+    if shorter is not None and shorter != size:
+        scale = shorter / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, upper = (width - size) // 2, (height - size) // 2
+        return np.asarray(image.crop((left, upper, left + size, upper + size)), np.uint8)
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC), np.uint8)
 
 

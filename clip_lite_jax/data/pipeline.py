@@ -7,17 +7,17 @@ processes n sees the same ordered global batches, and the position is a function
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
 import numpy as np
-from PIL import Image
 
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data import caption_ops, image_ops
+from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
-from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.models import Inputs
 
@@ -32,26 +32,25 @@ class TrainTransform(grain.transforms.RandomMap):
     def __init__(
         self,
         source: Source,
-        tokenizer: Tokenizer,
+        inputs: TowerInputs,
         config: DataConfig,
         bad: BadExamples,
         second: bool = False,
     ) -> None:
         """With `second` a row holds another view and another caption, for self-supervision."""
-        self.source, self.tokenizer, self.config, self.bad = source, tokenizer, config, bad
+        self.source, self.inputs, self.config, self.bad = source, inputs, config, bad
         self.second = second
         self.mask_equal_captions = not isinstance(source, IndependentPairs)
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
-        size = self.config.image_size
-        example = self.source[element]
+        example = self.source.metadata(element)
         try:
-            picture = image_ops.decode(example.image)
-            views = [self._view(picture, example.captions, rng) for _ in range(1 + self.second)]
+            opened = self.inputs.image.open(self.source, element)
+            views = [self._view(opened, example.captions, rng) for _ in range(1 + self.second)]
             valid = True
         except BadImage as error:
             self.bad.add(example.id, str(error))
-            views, valid = [(np.zeros((size, size, 3), np.uint8), "")] * (1 + self.second), False
+            views, valid = [(self.inputs.image.blank, "")] * (1 + self.second), False
         inputs = [Inputs(image, *self._tokens(caption)) for image, caption in views]
         alike = views[0][1].casefold() if self.mask_equal_captions else example.group
         group = np.array([stable_hash(example.group), stable_hash(alike)], np.int32)
@@ -67,18 +66,17 @@ class TrainTransform(grain.transforms.RandomMap):
         )
 
     def _view(
-        self, picture: Image.Image, captions: Sequence[str], rng: np.random.Generator
+        self, opened: Any, captions: Sequence[str], rng: np.random.Generator
     ) -> tuple[np.ndarray, str]:
-        """A random view, uint8 ``[size, size, 3]``, and a caption that is true of it."""
-        augment = self.config.augment
-        image, flipped = image_ops.augment(picture, self.config.image_size, augment, rng)
+        """A random view and a caption that is true of it."""
+        image, flipped = self.inputs.image.random_view(opened, rng)
         chosen = caption_ops.choose(captions, self.config.captions)
         caption = chosen[int(rng.integers(len(chosen)))]
-        caption = caption_ops.drop_from_list(caption, augment.tag_dropout, rng)
+        caption = caption_ops.drop_from_list(caption, self.config.augment.tag_dropout, rng)
         return image, caption_ops.swap_left_right(caption) if flipped else caption
 
     def _tokens(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        tokens, mask = self.tokenizer([caption])
+        tokens, mask = self.inputs.text([caption])
         return tokens[0], mask[0]
 
 

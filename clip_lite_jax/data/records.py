@@ -68,9 +68,14 @@ def decode_record(record: bytes) -> Example:
 
 
 def write_records(path: str | os.PathLike[str], examples: Iterable[Example]) -> int:
+    """Writes an ArrayRecord file of examples; see `write_raw_records`."""
+    return write_raw_records(path, map(encode_record, examples))
+
+
+def write_raw_records(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
     """Writes an ArrayRecord file and returns the number of records.
 
-    The same examples give the same bytes.  The file appears under `path` only when it is complete.
+    The same records give the same bytes.  The file appears under `path` only when it is complete.
     """
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -78,8 +83,8 @@ def write_records(path: str | os.PathLike[str], examples: Iterable[Example]) -> 
     try:
         writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
         try:
-            for example in examples:
-                writer.write(encode_record(example))
+            for record in records:
+                writer.write(record)
                 count += 1
         finally:
             writer.close()
@@ -90,8 +95,8 @@ def write_records(path: str | os.PathLike[str], examples: Iterable[Example]) -> 
     return count
 
 
-class RecordSource:
-    """Random access to the examples of one ArrayRecord file.
+class RawRecords:
+    """Random access to the bytes of one ArrayRecord file.
 
     Opens the file on first use, so that an instance travels to worker processes by pickling; safe
     to share between threads.  On first use raises ``FileNotFoundError`` when there is no such file
@@ -107,7 +112,7 @@ class RecordSource:
         with self._lock:
             return self._open().num_records()
 
-    def __getitem__(self, index: int) -> Example:
+    def read(self, index: int) -> bytes:
         with self._lock:
             reader = self._open()
             if not 0 <= index < reader.num_records():
@@ -116,12 +121,9 @@ class RecordSource:
                 (record,) = reader.read([index])
             except RuntimeError as error:  # a damaged file
                 raise ValueError(f"{self.path}, record {index}: {error}") from error
-        try:
-            return decode_record(record)
-        except ValueError as error:
-            raise ValueError(f"{self.path}, record {index}: {error}") from error
+        return record
 
-    def __reduce__(self) -> tuple[type[RecordSource], tuple[str]]:
+    def __reduce__(self) -> tuple[type[RawRecords], tuple[str]]:
         return type(self), (self.path,)
 
     def _open(self) -> Any:
@@ -134,6 +136,17 @@ class RecordSource:
                 raise ValueError(f"{self.path} is not a complete ArrayRecord file")
             self._reader = reader
         return self._reader
+
+
+class RecordSource(RawRecords):
+    """Random access to the examples of one ArrayRecord file."""
+
+    def __getitem__(self, index: int) -> Example:
+        record = self.read(index)
+        try:
+            return decode_record(record)
+        except ValueError as error:
+            raise ValueError(f"{self.path}, record {index}: {error}") from error
 
 
 def _no_extension(code: int, data: bytes) -> None:

@@ -6,44 +6,42 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_lite_jax.data import image_ops
+from clip_lite_jax.data.inputs import ImageInput, TextInput
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import BadExamples, Source
-from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage
 from clip_lite_jax.train_step import EncodeFns
 
 
 def load_images(
-    source: Source, indices: Sequence[int], size: int, bad: BadExamples
+    source: Source, indices: Sequence[int], inputs: ImageInput, bad: BadExamples
 ) -> tuple[list[Example], np.ndarray]:
-    """The usable examples among `indices` and their pictures, uint8 ``[N, size, size, 3]``."""
+    """The usable examples among `indices` and what the image tower reads of them ``[N, ...]``."""
     kept, images = [], []
     for index in indices:
-        example = source[index]
         try:
-            images.append(image_ops.resize_and_crop(image_ops.decode(example.image), size))
-            kept.append(example)
+            images.append(inputs.view(inputs.open(source, index)))
+            kept.append(source[index])
         except BadImage as error:
-            bad.add(example.id, str(error))
-    return kept, stack_pictures(images, size)
+            bad.add(source.metadata(index).id, str(error))
+    return kept, stack_or_empty(images, inputs.blank)
 
 
-def stack_pictures(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """``N`` pictures, uint8 ``[size, size, 3]`` each → ``[N, size, size, 3]``; N may be 0."""
-    return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+def stack_or_empty(arrays: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray:
+    """``N`` arrays of the shape of `like` → ``[N, ...]``; N may be 0."""
+    return np.stack(arrays) if arrays else np.zeros((0, *like.shape), like.dtype)
 
 
 def encode_images(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """``[N, H, W, 3]`` uint8 → ``[N, D]``."""
+    """``[N, H, W, 3]`` uint8, or features ``[N, F]`` → ``[N, D]``."""
     return _in_batches(fns.image, (images,), batch_size)
 
 
 def encode_captions(
-    fns: EncodeFns, tokenizer: Tokenizer, captions: Sequence[str], batch_size: int
+    fns: EncodeFns, inputs: TextInput, captions: Sequence[str], batch_size: int
 ) -> np.ndarray:
     """``N`` captions → ``[N, D]``."""
-    return _in_batches(fns.text, tokenizer(captions), batch_size)
+    return _in_batches(fns.text, inputs(captions), batch_size)
 
 
 def _in_batches(

@@ -8,9 +8,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from clip_lite_jax.config import RetrievalConfig
+from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.pipeline import stable_hash
 from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
-from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.train_step import EncodeFns
 
@@ -36,8 +36,7 @@ class Information:
     def __init__(
         self,
         source: Source,
-        tokenizer: Tokenizer,
-        image_size: int,
+        inputs: TowerInputs,
         batch_size: int,
         captions: Literal["first", "joined"],
         max_pairs: int,
@@ -46,7 +45,7 @@ class Information:
         gallery = RetrievalConfig(
             name="information", validation="", test="", captions=captions, max_images=max_pairs
         )
-        self.pairs = Retrieval(gallery, source, tokenizer, image_size, batch_size, bad)
+        self.pairs = Retrieval(gallery, source, inputs, batch_size, bad)
         self.known = (
             {"true_information": source.true_information}
             if isinstance(source, IndependentPairs)

@@ -6,8 +6,8 @@ import numpy as np
 
 from clip_lite_jax.config import Config, RetrievalConfig
 from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import BadExamples, Source
-from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, load_images
 from clip_lite_jax.train_step import EncodeFns
 
@@ -25,18 +25,17 @@ class Retrieval:
         self,
         config: RetrievalConfig,
         source: Source,
-        tokenizer: Tokenizer,
-        image_size: int,
+        inputs: TowerInputs,
         batch_size: int,
         bad: BadExamples,
     ) -> None:
         chosen = select(source, config)
-        self.examples, self.images = load_images(source, chosen, image_size, bad)
+        self.examples, self.images = load_images(source, chosen, inputs.image, bad)
         captions = [caption_ops.choose(e.captions, config.captions) for e in self.examples]
         self.captions = [text for texts in captions for text in texts]
         counts = np.array([len(texts) for texts in captions], int)
         self.owner = np.repeat(np.arange(len(captions)), counts)
-        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.inputs, self.batch_size = inputs, batch_size
 
     def run(self, fns: EncodeFns) -> dict[str, float]:
         return retrieval_metrics(self.scores(fns), self.owner)
@@ -44,7 +43,7 @@ class Retrieval:
     def scores(self, fns: EncodeFns) -> np.ndarray:
         """T of every image with every caption: ``[images, captions]``."""
         images = encode_images(fns, self.images, self.batch_size)
-        texts = encode_captions(fns, self.tokenizer, self.captions, self.batch_size)
+        texts = encode_captions(fns, self.inputs.text, self.captions, self.batch_size)
         return np.asarray(fns.matrix(images, texts))
 
 
@@ -107,14 +106,13 @@ def chance_recall(k: int, candidates: int, right: float) -> float:
 def build_retrieval(
     config: Config,
     sources: dict[str, Source],
-    tokenizer: Tokenizer,
+    inputs: TowerInputs,
     bad: BadExamples,
     stage: str,
 ) -> dict[str, Retrieval]:
     """The galleries of a stage (``validation`` or ``test``) that have two usable examples."""
-    size, batch_size = config.data.image_size, config.eval.batch_size
     galleries = {
-        gallery.name: Retrieval(gallery, sources[split], tokenizer, size, batch_size, bad)
+        gallery.name: Retrieval(gallery, sources[split], inputs, config.eval.batch_size, bad)
         for gallery in config.eval.retrieval
         if (split := getattr(gallery, stage)) in sources
     }

@@ -43,12 +43,13 @@ class ConvNet(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> Array:
+    def __call__(self, images: Array, train: bool = False, valid: Array | None = None) -> Array:
         """``[B, H, W, 3]`` normalised images → ``[B, widths[-1]]`` features.
 
         Raises:
           ConfigError: as many widths as depths are needed, and images of a pixel at the last stage.
         """
+        del valid  # no statistics of the batch
         if len(self.widths) != len(self.depths):
             raise ConfigError(
                 f"model.image.options: {len(self.widths)} widths {tuple(self.widths)} need as many "

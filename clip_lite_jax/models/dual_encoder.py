@@ -1,7 +1,7 @@
 """The dual encoder: two towers and a critic, as pure functions of parameters."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 import flax.linen as nn
@@ -9,9 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import pydantic
-from jax import Array
+from jax import Array, lax
 
 from clip_lite_jax.config import CriticConfig, ModelConfig, ObjectiveConfig, Options
+from clip_lite_jax.config.types import Triple
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.models.critics import (
     BilinearCritic,
@@ -37,16 +38,16 @@ CRITICS: dict[str, Callable[..., nn.Module]] = {
 SELF_CRITICS = {"condot": "dot", "dotcon": "concat"}
 """The published mixes: another critic within a modality than across."""
 
-PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+HALF = (0.5, 0.5, 0.5)
 
 
 @flax.struct.dataclass
 class Inputs:
-    """What the two towers read."""
+    """What the two towers read, or features that a frozen tower made of it before."""
 
-    image: Any  # [B, H, W, 3] uint8
-    tokens: Any  # [B, L] int32
-    mask: Any  # [B, L] bool, True for real tokens
+    image: Any  # [B, H, W, 3] uint8, or features [B, F]
+    tokens: Any  # [B, L] int32, or features [B, F]
+    mask: Any  # [B, L] bool, True for real tokens; [B, 1] beside features
     valid: Any = None  # [B] bool; False keeps an example out of batch statistics
 
 
@@ -73,19 +74,23 @@ class DualEncoder(nn.Module):
     textual_critic: nn.Module | None = None
     image_prior: nn.Module | None = None
     text_prior: nn.Module | None = None
+    pixel_mean: Triple = HALF
+    pixel_std: Triple = HALF
+    frozen: tuple[str, ...] = ()
+    """Towers, ``image`` or ``text``, that run as in evaluation and get no gradient."""
 
     def __call__(
         self, inputs: Inputs, second: Inputs | None = None, train: bool = False
     ) -> Embedded:
         valid = inputs.valid
-        image = self.image_features(inputs.image, train)
-        text = self.text_encoder(inputs.tokens, inputs.mask, train)
+        image = self.image_features(inputs.image, train, valid)
+        text = self.text_features(inputs.tokens, inputs.mask, train)
         views = captions = None
         if self.visual_critic is not None and second is not None:
-            other = self.image_features(second.image, train)
+            other = self.image_features(second.image, train, valid)
             views = _project(self.visual_critic, image, other, train, valid)
         if self.textual_critic is not None and second is not None:
-            other = self.text_encoder(second.tokens, second.mask, train)
+            other = self.text_features(second.tokens, second.mask, train)
             captions = _project(self.textual_critic, text, other, train, valid)
         return Embedded(
             *_project(self.critic, image, text, train, valid),
@@ -107,21 +112,45 @@ class DualEncoder(nn.Module):
             if getattr(self, f"{prior}_prior") is not None:
                 self.prior_logits(getattr(embedded, f"{prior}_features"), prior)
 
-    def image_features(self, images: Array, train: bool = False) -> Array:
-        mean, std = jnp.asarray(PIXEL_MEAN, self.dtype), jnp.asarray(PIXEL_STD, self.dtype)
-        return self.image_encoder((images.astype(self.dtype) / 255 - mean) / std, train)
+    def image_features(
+        self, images: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        if images.ndim == 2:
+            return images.astype(self.dtype)
+        # In float32: eight bits of a pixel and its mean do not fit into bfloat16.
+        kind = jnp.promote_types(self.dtype, jnp.float32)
+        mean, std = jnp.asarray(self.pixel_mean, kind), jnp.asarray(self.pixel_std, kind)
+        pixels = ((images.astype(kind) / 255 - mean) / std).astype(self.dtype)
+        return self.normalised_image_features(pixels, train, valid)
+
+    def normalised_image_features(
+        self, pixels: Array, train: bool = False, valid: Array | None = None
+    ) -> Array:
+        if "image" in self.frozen:
+            return lax.stop_gradient(self.image_encoder(pixels))
+        return self.image_encoder(pixels, train, valid)
+
+    def text_features(self, tokens: Array, mask: Array, train: bool = False) -> Array:
+        if jnp.issubdtype(tokens.dtype, jnp.floating):
+            return tokens.astype(self.dtype)
+        if "text" in self.frozen:
+            return lax.stop_gradient(self.text_encoder(tokens, mask))
+        return self.text_encoder(tokens, mask, train)
 
     def encode_image(self, images: Array, train: bool = False) -> Array:
         return self.critic.project_image(self.image_features(images, train), train)
 
     def encode_text(self, tokens: Array, mask: Array, train: bool = False) -> Array:
-        return self.critic.project_text(self.text_encoder(tokens, mask, train), train)
+        return self.critic.project_text(self.text_features(tokens, mask, train), train)
 
     def pairs(self, image: Array, text: Array, critic: str = "critic") -> Array:
         return getattr(self, critic).pairs(image, text)
 
     def matrix(self, image: Array, text: Array, critic: str = "critic") -> Array:
         return getattr(self, critic).matrix(image, text)
+
+    def feature_scores(self, image: Array, text: Array) -> Array:
+        return self.critic.pairs(self.critic.project_image(image), self.critic.project_text(text))
 
     def prior_logits(self, features: Array, prior: str) -> Array:
         return getattr(self, f"{prior}_prior")(features)
@@ -184,6 +213,12 @@ class Model:
     module: DualEncoder
     image_size: int
     max_tokens: int
+    cached: tuple[str, ...] = ()
+    """Towers, ``image`` or ``text``, whose features training reads in place of what they encode."""
+
+    def freeze(self, towers: tuple[str, ...]) -> "Model":
+        """The model with these towers, ``image`` or ``text``, frozen."""
+        return replace(self, module=self.module.clone(frozen=towers))
 
     def example_inputs(self, batch: int) -> Inputs:
         """Inputs of the right shapes and types: blank images, one empty caption each."""
@@ -192,6 +227,17 @@ class Model:
             jnp.zeros((batch, self.max_tokens), jnp.int32),
             jnp.ones((batch, self.max_tokens), bool),
         )
+
+    def train_inputs(self, params: Any, model_state: Any, batch: int) -> Inputs:
+        """As `example_inputs`, with features where training reads those."""
+        inputs = self.example_inputs(batch)
+        if "image" in self.cached:
+            image = self.image_features(params, model_state, inputs.image)
+            inputs = replace(inputs, image=image.astype(jnp.float32))
+        if "text" in self.cached:
+            text = self.text_features(params, model_state, inputs.tokens, inputs.mask)
+            inputs = replace(inputs, tokens=text.astype(jnp.float32), mask=inputs.mask[:, :1])
+        return inputs
 
     def init(self, key: Array) -> tuple[Any, Any]:
         """Fresh ``(params, model_state)``; `model_state` holds what is not trained by gradient."""
@@ -218,6 +264,16 @@ class Model:
             rngs={"dropout": dropout_key},
             mutable=list(model_state),
         )
+
+    def image_features(self, params: Any, model_state: Any, images: Array) -> Any:
+        """``[B, H, W, 3]`` uint8 → ``[B, F]``, before the critic's projection."""
+        variables = {"params": params, **model_state}
+        return self.module.apply(variables, images, method="image_features")
+
+    def text_features(self, params: Any, model_state: Any, tokens: Array, mask: Array) -> Any:
+        """``[B, L]`` int32 and bool → ``[B, F]``, before the critic's projection."""
+        variables = {"params": params, **model_state}
+        return self.module.apply(variables, tokens, mask, method="text_features")
 
     def encode_image(self, params: Any, model_state: Any, images: Array) -> Any:
         """``[B, H, W, 3]`` uint8 → ``[B, D]``."""
@@ -290,8 +346,12 @@ def build_model(
         critic(terms.textual_weight > 0, "objective.self_critic", own),
         prior("image"),
         prior("text"),
+        config.pixel_mean or HALF,
+        config.pixel_std or HALF,
     )
-    return Model(module, image_size, max_tokens)
+    towers = {"image": config.image, "text": config.text}
+    cached = tuple(name for name, tower in towers.items() if tower.cache)
+    return Model(module, image_size, max_tokens, cached)
 
 
 def _build(
