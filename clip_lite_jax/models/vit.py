@@ -35,7 +35,7 @@ class ViT(nn.Module):
     activation: Activation = "gelu"
     class_token: bool = True
     pooling: Literal["class", "mean", "attention"] = "class"
-    """The class token, the mean of the patches, or attention to all of a learned query."""
+    """The class token, the mean of the patches, or a learned query's attention to the patches."""
     pre_norm: bool = False
     """CLIP's: patches are embedded without a bias and normalised before the first block."""
     head_width: int | None = None
@@ -81,11 +81,11 @@ class ViT(nn.Module):
         }
         block = partial(Block, self.heads, self.mlp_width, dropout=self.dropout, **common)
         x = apply_blocks(block, self.layers, x, None, train, self.scan, self.remat)
-        if self.pooling == "class":
-            x = x[:, 0]  # before the norm, which is of each token: the others need none
+        # Before the norm, which is of each token: those that nothing reads need none.
+        x = x[:, 0] if self.pooling == "class" else x[:, int(self.class_token) :]
         x = norm(name="norm")(x)
         if self.pooling == "mean":
-            x = jnp.mean(x[:, int(self.class_token) :], axis=1)
+            x = jnp.mean(x, axis=1)
         elif self.pooling == "attention":
             x = AttentionPool(self.heads, self.mlp_width, name="pool", **common)(x)
         if self.head_width is not None:
@@ -123,7 +123,7 @@ class ViT(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention of one learned query to all tokens, then a perceptron with a residual connection.
+    """Attention of one learned query to the tokens, then a perceptron with a residual connection.
 
     Source: Set transformer (arXiv 1810.00825), section 3.2, as in Zhai et al. (arXiv 2106.04560).
     """

@@ -39,6 +39,8 @@ class Link:
     ours: str  # collection and path within the tower: "params/layer1_0/conv1/kernel"
     theirs: str
     layout: Layout = SAME
+    resize: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
+    """Makes our shape of another one, where that has a meaning: position embeddings."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ def read(namings: Iterable[Naming], weights: Weights, like: Any, source: str) ->
       CheckpointError: a tensor is missing, has another shape, or has no place in the tower.
     """
     candidates = [(naming, _prefix(naming, weights)) for naming in namings]
+    if not candidates:
+        raise CheckpointError(
+            f"{source} cannot be read: no known project has an encoder with these options"
+        )
     naming, prefix = max(candidates, key=lambda c: len(_present(c[0], c[1], weights)))
     present = _present(naming, prefix, weights)
     wanted = flatten_dict(like, sep="/")
@@ -108,7 +114,7 @@ def read(namings: Iterable[Naming], weights: Weights, like: Any, source: str) ->
             f"{source} has weights that this encoder has no place for: {_some(surplus, prefix)}; "
             "it is a larger or another architecture than model.*.name and options say"
         )
-    found = {link.ours: link.layout.read(weights[prefix + link.theirs]) for link in naming.links}
+    found = {link.ours: _read(link, prefix, weights, wanted, source) for link in naming.links}
     found = _stacked(found, wanted)
     theirs = {link.ours: prefix + link.theirs for link in naming.links}
     for path, array in found.items():
@@ -123,6 +129,26 @@ def read(namings: Iterable[Naming], weights: Weights, like: Any, source: str) ->
     return unflatten_dict(
         {path: np.asarray(array, wanted[path].dtype) for path, array in found.items()}, sep="/"
     )
+
+
+def _read(
+    link: Link, prefix: str, weights: Weights, wanted: Mapping[str, Any], source: str
+) -> np.ndarray:
+    """One weight in our order of axes, and in our shape where its link can change that."""
+    theirs = weights[prefix + link.theirs]
+    try:
+        array = link.layout.read(theirs)
+        shape = wanted[link.ours].shape if link.ours in wanted else array.shape
+        if link.resize is not None and array.shape != shape:
+            array = link.resize(array, shape)
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{source}: {prefix}{link.theirs} of shape {theirs.shape} cannot be {link.ours}: the "
+            "file is of another architecture than model.*.name and options say"
+        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {prefix}{link.theirs}: {error}") from error
+    return array
 
 
 def write(naming: Naming, variables: Any) -> dict[str, np.ndarray]:
