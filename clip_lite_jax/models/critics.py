@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from clip_lite_jax.models.normalization import BatchNorm
+
 
 class ProjectionBlock(nn.Module):
     """``LayerNorm(mlp(x) + shortcut(x))``: the residual projection of CLIP-Lite.
@@ -38,10 +40,7 @@ class ProjectionBlock(nn.Module):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = nn.Dense(self.hidden, use_bias=self.norm == "layer", **types)(x)
         if self.norm == "batch":
-            mask = None if valid is None else valid[:, None]
-            single = jnp.dtype(self.param_dtype) == jnp.float32
-            norm = nn.BatchNorm(not train, momentum=0.9, force_float32_reductions=single, **types)
-            h = norm(h, mask=mask)
+            h = BatchNorm(name="BatchNorm_0", **types)(h, train, valid)
         else:
             h = nn.LayerNorm(**types)(h)
         h = nn.Dense(self.width, **types)(nn.relu(h))
