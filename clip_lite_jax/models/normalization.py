@@ -62,18 +62,25 @@ class BatchNorm(nn.Module):
         y = y + shift[:, None, None].astype(self.dtype)
         if not self.is_initializing():
             unbiased = batch_var * (count / jnp.maximum(count - 1, 1))[:, None]
+            momentum = jnp.where(jnp.any(count > 0), self.momentum, 0)
+            share = (count / jnp.maximum(jnp.sum(count), 1))[:, None]
             for running, new in ((mean, batch_mean), (var, unbiased)):
-                step = self.momentum * (jnp.mean(new, axis=0) - running.value)
+                step = momentum * (jnp.sum(new * share, axis=0) - running.value)
                 running.value = running.value + step
         return y.reshape(x.shape)
 
 
 def _moments(x: Array, weight: Array | None) -> tuple[Array, Array, Array]:
-    """Mean and biased variance ``[G, C]`` of ``[G, B, P, C]``, and how many values made them."""
+    """Mean and biased variance ``[G, C]`` of ``[G, B, P, C]``, and how many values made them.
+
+    Of no values they are 0 and 1, so that nothing grows from layer to layer.
+    """
     if weight is None:
         weight = jnp.ones((*x.shape[:2], 1, 1), x.dtype)
-    count = jnp.maximum(jnp.sum(weight, axis=(1, 2, 3)) * x.shape[2], 1)  # [G]
-    mean = jnp.sum(x * weight, axis=(1, 2)) / count[:, None]
+    count = jnp.sum(weight, axis=(1, 2, 3)) * x.shape[2]  # [G]
+    divisor = jnp.maximum(count, 1)[:, None]
+    mean = jnp.sum(x * weight, axis=(1, 2)) / divisor
     # Of differences, not of squares: the second loses all digits where the mean is large.
     centred = (x - mean[:, None, None]) ** 2 * weight
-    return mean, jnp.sum(centred, axis=(1, 2)) / count[:, None], count
+    var = jnp.sum(centred, axis=(1, 2)) / divisor
+    return mean, jnp.where(count[:, None] > 0, var, 1), count
