@@ -31,7 +31,7 @@ from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.models import Model
-from clip_lite_jax.sharding import batch_sharding, build_mesh, replicated
+from clip_lite_jax.sharding import any_rows, batch_sharding, build_mesh, replicated
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,8 @@ def build_inputs(
     def compiled(method: Callable[..., Any], arrays: int) -> Callable[..., np.ndarray]:
         shardings = (whole, whole, *[rows] * arrays)
         function = jax.jit(method, in_shardings=shardings, out_shardings=whole)
-        return lambda *given: np.asarray(function(*variables, *given), np.float32)
+        encode = any_rows(mesh, lambda *given: function(*variables, *given))
+        return lambda *given: np.asarray(encode(*given), np.float32)
 
     images, texts = Pixels(config.data), tokenizer
     inputs = TowerInputs(images, texts)

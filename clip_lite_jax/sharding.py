@@ -1,9 +1,10 @@
 """The device mesh and how arrays lie on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -34,6 +35,21 @@ def batch_sharding(mesh: Mesh, parts: bool = False) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def any_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays ``[B, ...]`` for a B that need not divide over the devices."""
+
+    def call(*arrays: Any) -> Any:
+        count = len(arrays[0])
+        missing = -count % batch_shards(mesh)
+        if missing:
+            arrays = tuple(
+                jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays
+            )
+        return function(*arrays)[:count]
+
+    return call
 
 
 def put_batch(mesh: Mesh, batch: Any, parts: bool = False) -> Any:

@@ -14,7 +14,7 @@ from clip_lite_jax.batch import Batch
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
 from clip_lite_jax.negatives import Pairs, remember, uses_memory
-from clip_lite_jax.sharding import batch_sharding, batch_shards, replicated
+from clip_lite_jax.sharding import any_rows, batch_sharding, replicated
 from clip_lite_jax.train_state import Target, TrainState, state_shardings, step_keys
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -101,25 +101,10 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 
-    def padded(encode: Callable[..., Array]) -> Callable[..., Array]:
-        """Takes any number of rows, which need not divide over the devices."""
-
-        def call(*arrays: Any) -> Array:
-            count = len(arrays[0])
-            missing = -count % batch_shards(mesh)
-            if missing:
-                arrays = tuple(
-                    jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge")
-                    for a in arrays
-                )
-            return encode(*arrays)[:count]
-
-        return call
-
     def bind(params: Any, model_state: Any) -> EncodeFns:
         return EncodeFns(
-            image=padded(lambda x: image(params, model_state, x)),
-            text=padded(lambda tokens, mask: text(params, model_state, tokens, mask)),
+            image=any_rows(mesh, lambda x: image(params, model_state, x)),
+            text=any_rows(mesh, lambda tokens, mask: text(params, model_state, tokens, mask)),
             pairs=lambda i, t: pairs(params, i, t),
             matrix=lambda i, t: matrix(params, i, t),
         )

@@ -85,21 +85,9 @@ def read(namings: Iterable[Naming], weights: Weights, like: Any, source: str) ->
     Raises:
       CheckpointError: a tensor is missing, has another shape, or has no place in the tower.
     """
-    candidates = [(naming, _prefix(naming, weights)) for naming in namings]
-    if not candidates:
-        raise CheckpointError(
-            f"{source} cannot be read: no known project has an encoder with these options"
-        )
-    naming, prefix = max(candidates, key=lambda c: len(_present(c[0], c[1], weights)))
+    naming, prefix = best(namings, weights, source)
     present = _present(naming, prefix, weights)
     wanted = flatten_dict(like, sep="/")
-    if not present:
-        known = ", ".join(naming.name for naming, _ in candidates)
-        some = ", ".join(sorted(weights)[:4])
-        raise CheckpointError(
-            f"{source} holds no weight of this encoder under the names of {known}; it has "
-            f"{some}, ...: is it another architecture, or the other tower?"
-        )
     missing = [link.theirs for link in naming.links if link.theirs not in present]
     if missing:
         raise CheckpointError(
@@ -129,6 +117,28 @@ def read(namings: Iterable[Naming], weights: Weights, like: Any, source: str) ->
     return unflatten_dict(
         {path: np.asarray(array, wanted[path].dtype) for path, array in found.items()}, sep="/"
     )
+
+
+def best(namings: Iterable[Naming], weights: Weights, source: str) -> tuple[Naming, str]:
+    """The naming under which most of a file's tensors are known, and what stands before them.
+
+    Raises:
+      CheckpointError: none knows any.
+    """
+    candidates = [(naming, _prefix(naming, weights)) for naming in namings]
+    if not candidates:
+        raise CheckpointError(
+            f"{source} cannot be read: no known project has an encoder with these options"
+        )
+    naming, prefix = max(candidates, key=lambda c: len(_present(c[0], c[1], weights)))
+    if not _present(naming, prefix, weights):
+        known = ", ".join(naming.name for naming, _ in candidates)
+        some = ", ".join(sorted(weights)[:4])
+        raise CheckpointError(
+            f"{source} holds no weight of this encoder under the names of {known}; it has "
+            f"{some}, ...: is it another architecture, or the other tower?"
+        )
+    return naming, prefix
 
 
 def _read(
