@@ -46,7 +46,8 @@ class BatchNorm(nn.Module):
         if not train or self.statistics == "frozen":
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             shift = bias - mean.value * factor
-            return x * factor.astype(self.dtype) + shift.astype(self.dtype)
+            # Not in bfloat16: a large mean would leave few digits of the difference.
+            return (x * factor + shift).astype(self.dtype)
         groups = self.groups if self.statistics == "grouped" else 1
         if x.shape[0] % groups:
             raise ConfigError(
@@ -58,8 +59,7 @@ class BatchNorm(nn.Module):
         batch_mean, batch_var, count = _moments(parts.astype(kind), weight)  # [G, C] twice, [G]
         factor = scale * lax.rsqrt(batch_var + self.epsilon)
         shift = bias - batch_mean * factor
-        y = parts * factor[:, None, None].astype(self.dtype)
-        y = y + shift[:, None, None].astype(self.dtype)
+        y = (parts * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
         if not self.is_initializing():
             unbiased = batch_var * (count / jnp.maximum(count - 1, 1))[:, None]
             momentum = jnp.where(jnp.any(count > 0), self.momentum, 0)
