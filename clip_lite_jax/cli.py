@@ -36,14 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     any_field = "any field: --config.optim.learning_rate=3e-4"
 
     train = commands.add_parser("train", help="train, evaluate and report", epilog=any_field)
-    train.add_argument("--config", required=True, help="a Python file with get_config()")
+    train.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     train.add_argument("--workdir", required=True, type=Path, help="folder of the run")
     train.set_defaults(call=_train)
 
     config = commands.add_parser(
         "config", help="print the resolved configuration", epilog=any_field
     )
-    config.add_argument("--config", required=True, help="a Python file with get_config()")
+    config.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     config.set_defaults(call=_config)
 
     report = commands.add_parser("report", help="write the report of a run again")
@@ -72,7 +72,9 @@ def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
 def _config(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from clip_lite_jax.config import describe, load_config, parse_overrides
 
-    print(describe(load_config(known.config, parse_overrides(rest))))
+    config = load_config(known.config, parse_overrides(rest))
+    print(f"# {known.config}")
+    print(describe(config))
 
 
 def _report(known: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_lite_jax import cli
 from clip_lite_jax.config import (
     Config,
     config_path,
@@ -101,6 +102,37 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"Config.steps.*Config.extra"):
         load_config(file)
+
+
+VARIANTS = """
+from clip_lite_jax.config import Config
+def get_config(size{default}): return Config(name=size, steps=1000, batch_size=4)
+"""
+
+
+def test_a_file_may_take_a_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(VARIANTS.format(default="='small'"))
+    assert load_config(file).name == "small"
+    assert load_config(f"{file}:large", {"steps": "200"}) == Config(
+        name="large", steps=200, batch_size=4
+    )
+    assert cli.main(["config", "--config", f"{file}:large"]) == 0
+    assert capsys.readouterr().out.startswith(f"# {file}:large\nname: large\n")
+
+
+def test_variants_that_do_not_fit_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(VARIANTS.format(default=""))
+    with pytest.raises(ConfigError, match=r"mine.py: .* needs a variant, .*mine.py:NAME"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="nowhere.py: no such file; the package brings"):
+        load_config("nowhere.py:large")
+    file.write_text("from clip_lite_jax.config import *\ndef get_config(x): return Config(seed=x)")
+    with pytest.raises(ConfigError, match=r"mine.py:large: Config.seed: .*'large'"):
+        load_config(f"{file}:large")
+    with pytest.raises(ConfigError, match=r"quickstart.py:x: .* takes no variant; leave :x out"):
+        load_config("configs/quickstart.py:x")
 
 
 def test_stored_configs_are_checked() -> None:

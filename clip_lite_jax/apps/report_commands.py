@@ -29,13 +29,14 @@ def commands(config: Config, workdir: Path) -> dict[str, str]:
 def _file_and_overrides(config: Config) -> tuple[str, dict[str, Any]]:
     """A configuration file and the fields in which this configuration differs from it.
 
-    The file is the one named like the run, if there is one; any other would do as well.
+    The file is the one named like the run (``paper:resnet18`` is a variant of one), if there is
+    one; any other would do as well.
     """
     file, base = QUICKSTART, load_config(QUICKSTART)
-    if re.fullmatch(r"[\w-]+", config.name):
+    if named := re.fullmatch(r"([\w-]+)(:\w+)?", config.name):
         try:
-            base = load_config(named := f"configs/{config.name}.py")
-            file = named
+            base = load_config(known := f"configs/{named[1]}.py{named[2] or ''}")
+            file = known
         except ConfigError:
             pass  # no such file: the run's configuration lives elsewhere
     values, before = config_to_dict(config), config_to_dict(base)

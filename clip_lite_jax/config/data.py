@@ -9,6 +9,7 @@ from clip_lite_jax.config.types import (
     Fraction,
     NonNegativeInt,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
 )
 
@@ -24,10 +25,12 @@ class AugmentConfig:
     flip: Fraction = 0.5
     """Probability of a horizontal flip; captions then swap "left" and "right"."""
     jitter: Fraction = 0.8
-    """Probability that brightness, contrast and saturation change at all."""
+    """Probability that brightness, contrast, saturation and hue change at all."""
     brightness: Fraction = 0.4
     contrast: Fraction = 0.4
     saturation: Fraction = 0.4
+    hue: Fraction = 0.0
+    """Largest turn of the hue either way, as a share of the colour circle: 0.5 reaches them all."""
     tag_dropout: Fraction = 0.0
     """Probability that a tag goes from a caption that lists tags ("card, game, wildcard")."""
 
@@ -67,6 +70,9 @@ class DataConfig:
     """Column with ``train``, ``validation`` or ``test``; without it rows are split by hash."""
     held_out: Fraction = 0.1
     """Share of images for validation, and again for test, where there is no split column."""
+    train_share: PositiveFraction = 1.0
+    """Share of the groups of training images to train on, chosen by a hash of the group: a smaller
+    share is a part of any larger one.  Other splits stay whole."""
     image_size: PositiveInt = 64
     """Height and width in pixels of what the image encoder sees."""
     resize: PositiveInt | None = None

@@ -2,8 +2,9 @@
 
 import difflib
 import importlib.util
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,16 @@ def config_path(path: str | Path) -> Path:
 def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
     """Runs ``get_config()`` of a Python file and applies dotted overrides.
 
+    ``FILE.py:VARIANT`` runs ``get_config("VARIANT")``, for files that hold several configurations.
+
     Raises:
-      ConfigError: no such file, no ``get_config``, an unknown field or a value of the wrong type.
+      ConfigError: no such file, no ``get_config``, a variant of a file that has none, an unknown
+        field or a value of the wrong type.
     """
-    file = config_path(path)
+    name, colon, after = str(path).rpartition(".py:")
+    file = config_path(f"{name}.py" if colon else path)
+    variant = after if colon else None
+    label = f"{file}:{variant}" if colon else str(file)
     spec = importlib.util.spec_from_file_location(f"clip_lite_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file}: a config is a Python file, .py, that defines get_config()")
@@ -43,15 +50,28 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise ConfigError(f"{file}: a config file defines get_config() -> Config")
-        config = module.get_config()
+        config = _call(module.get_config, variant, label)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{file}: {_explain(error)}") from error
+        raise ConfigError(f"{label}: {_explain(error)}") from error
     if not isinstance(config, Config):
-        raise ConfigError(f"{file}: get_config() gave {type(config).__name__}, not Config")
+        raise ConfigError(f"{label}: get_config() gave {type(config).__name__}, not Config")
     for name, value in (overrides or {}).items():
         config = override(config, name, value)
     validate(config)
     return config
+
+
+def _call(get_config: Callable[..., Any], variant: str | None, label: str) -> Any:
+    parameters = inspect.signature(get_config).parameters.values()
+    if variant is None:
+        if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
+            raise ConfigError(f"{label}: get_config() of this file needs a variant, {label}:NAME")
+        return get_config()
+    if not parameters:
+        raise ConfigError(
+            f"{label}: get_config() of this file takes no variant; leave :{variant} out"
+        )
+    return get_config(variant)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:

@@ -99,7 +99,19 @@ def _jitter(image: Image.Image, config: AugmentConfig, rng: np.random.Generator)
         (ImageEnhance.Contrast, config.contrast),
         (ImageEnhance.Color, config.saturation),
     ]
-    for i in rng.permutation(len(enhancers)):
-        enhancer, strength = enhancers[i]
-        image = enhancer(image).enhance(rng.uniform(1 - strength, 1 + strength))
+    # Without hue nothing is drawn for it: other numbers would follow.
+    for i in rng.permutation(len(enhancers) + (config.hue > 0)):
+        if i == len(enhancers):
+            image = turn_hue(image, rng.uniform(-config.hue, config.hue))
+        else:
+            enhancer, strength = enhancers[i]
+            image = enhancer(image).enhance(rng.uniform(1 - strength, 1 + strength))
     return image
+
+
+def turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    """All hues moved by `turn` of the colour circle: 1/3 makes red green, and green blue."""
+    hue, saturation, value = image.convert("HSV").split()
+    # Of Pillow's 256 hues the last is red again, as the first.
+    table = [(h + round(turn * 255)) % 255 for h in range(256)]
+    return Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")

@@ -128,7 +128,27 @@ def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
         )
     if not len(splits.get("train", ())):
         raise DataError(f"data.source={config.source!r} holds nothing to train on")
+    if config.train_share < 1:
+        splits["train"] = _share_of(splits["train"], config.train_share)
     return splits
+
+
+def _share_of(source: Source, share: float) -> Source:
+    """The examples whose group is chosen by its hash."""
+    if isinstance(source, IndependentPairs):
+        raise DataError(
+            f"data.train_share={share}: these pairs are drawn to order; set how many there are, "
+            "data.shapes.examples"
+        )
+
+    def chosen(index: int) -> bool:
+        # Not the hash of `split_of`: what that left to train on is no even draw.
+        return _uniform(f"train_share {source.metadata(index).group}") < share
+
+    chosen_ones = Chosen(source, [index for index in range(len(source)) if chosen(index)])
+    if not len(chosen_ones):
+        raise DataError(f"data.train_share={share} of {len(source)} training examples is none")
+    return chosen_ones
 
 
 def read_emoji(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
@@ -152,6 +172,22 @@ SOURCES: dict[str, Callable[[DataConfig, BadExamples], dict[str, Source]]] = {
     "emoji": read_emoji,
     "shapes": read_shapes,
 }
+
+
+class Chosen:
+    """Some of the examples of a source, in its order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]
+
+    def metadata(self, index: int) -> Example:
+        return self.source.metadata(self.indices[index])
 
 
 class RecordSplit:
@@ -295,5 +331,10 @@ def _table_rows(path: Path, config: DataConfig) -> list[tuple[int, dict[str, str
 
 def split_of(group: str, held_out: float) -> str:
     """train, validation or test by a hash of the group: stable when other rows come or go."""
-    share = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) / 2**64
+    share = _uniform(group)
     return "test" if share < held_out else "validation" if share < 2 * held_out else "train"
+
+
+def _uniform(text: str) -> float:
+    """A hash in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
