@@ -32,12 +32,14 @@ class ProjectionBlock(nn.Module):
     hidden: int
     norm: Literal["layer", "batch"]
     noisy_identity: bool
+    dropout: float
     dtype: DTypeLike
     param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array, train: bool, valid: Array | None) -> Array:  # [B, F] -> [B, width]
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         h = nn.Dense(self.hidden, use_bias=self.norm == "layer", **types)(x)
         if self.norm == "batch":
             h = BatchNorm(name="BatchNorm_0", **types)(h, train, valid)
@@ -85,6 +87,7 @@ class DotCritic(nn.Module):
     hidden: int = 512
     norm: Literal["layer", "batch"] = "layer"
     noisy_identity: bool = False
+    dropout: float = 0.0  # of the features
     temperature: float = 0.07
     temperature_range: tuple[float, float] = (0.01, 1.0)
     bias: float = 0.0
@@ -94,7 +97,13 @@ class DotCritic(nn.Module):
     def setup(self) -> None:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = partial(
-            ProjectionBlock, self.width, self.hidden, self.norm, self.noisy_identity, **types
+            ProjectionBlock,
+            self.width,
+            self.hidden,
+            self.norm,
+            self.noisy_identity,
+            self.dropout,
+            **types,
         )
         self.image_block, self.text_block = block(), block()
         log_init = nn.initializers.constant(jnp.log(self.temperature))
