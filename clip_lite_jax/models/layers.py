@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from clip_lite_jax.errors import ConfigError
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -59,11 +61,20 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None, train: bool = False) -> Array:
-        """``[B, L, D] -> [B, L, D]``; where `mask` ``[B, L]`` is False no position looks."""
+        """``[B, L, D] -> [B, L, D]``; where `mask` ``[B, L]`` is False no position looks.
+
+        Raises:
+          ConfigError: the width does not divide into the heads.
+        """
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = partial(nn.LayerNorm, epsilon=self.epsilon, **types)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         width = x.shape[-1]
+        if width % self.heads:
+            raise ConfigError(
+                f"width={width} does not divide into heads={self.heads}: change one of them in "
+                "model.image.options or model.text.options"
+            )
         # One product for queries, keys and values: how most projects store them, and faster.
         qkv = nn.Dense(3 * width, name="qkv", **types)(norm(name="norm1")(x))
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
