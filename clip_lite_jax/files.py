@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clip_lite_jax.errors import CheckpointError
+
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a JSONL file, none where there is no file; one cut short is left out."""
@@ -14,6 +16,14 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:
             continue
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of strangers; raises `CheckpointError` where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

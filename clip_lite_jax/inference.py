@@ -119,7 +119,9 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
             raise CheckpointError(f"{workdir} holds no finished checkpoint yet")
         meta = checkpoints.meta(step)
         config = meta.config
-        tokenizer = Tokenizer(meta.tokenizer, config.data.max_tokens)
+        tokenizer = Tokenizer(
+            meta.tokenizer, config.data.max_tokens, config.data.caption_normalization
+        )
         model = build_model(
             config.model,
             config.data.image_size,

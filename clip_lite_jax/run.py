@@ -20,7 +20,7 @@ from clip_lite_jax.data.sources import (
     captions_of,
     fingerprint,
 )
-from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer
+from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer, load_tokenizer
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
@@ -134,12 +134,10 @@ def build_run(config: Config, workdir: Path) -> Run:
     sources = build_sources(config.data, bad)
     train = sources["train"]
     bad.expect(bad.total or len(train))
-    tokenizer = load_or_train_tokenizer(
-        str(stored) if stored.exists() else config.data.tokenizer,
-        captions_of(train),
-        config.data.vocab_size,
-        config.data.max_tokens,
-    )
+    if stored.exists():
+        tokenizer = load_tokenizer(stored, config.data)
+    else:
+        tokenizer = load_or_train_tokenizer(captions_of(train), config.data)
     write_atomic(stored, tokenizer.model)
     write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(given), indent=2))
     model = build_model(

@@ -24,7 +24,12 @@ from clip_lite_jax.data.sources import (
     fingerprint,
     split_of,
 )
-from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer, train_tokenizer
+from clip_lite_jax.data.tokenizer import (
+    Tokenizer,
+    load_or_train_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
 from clip_lite_jax.train_step import Batch
 
@@ -171,16 +176,16 @@ def test_tokenizer_is_deterministic_and_travels() -> None:
 
 def test_tokenizer_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data.tokenizer=/nowhere"):
-        load_or_train_tokenizer("/nowhere", [], 60, 6)
+        load_tokenizer("/nowhere", DataConfig())
     fake = tmp_path / "fake.model"
     fake.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="not a SentencePiece model"):
-        load_or_train_tokenizer(str(fake), [], 60, 6)
+        load_tokenizer(fake, DataConfig())
     many = "".join(chr(0x4E00 + i) for i in range(500))
     with pytest.raises(DataError, match=r"data.vocab_size=60 is too small .* 500 different"):
         train_tokenizer([many], 60)
     with pytest.raises(DataError, match="no caption"):
-        load_or_train_tokenizer(None, [" "], 60, 6)
+        load_or_train_tokenizer([" "], DataConfig())
 
 
 # --- Sources --------------------------------------------------------------------------------------

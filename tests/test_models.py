@@ -172,7 +172,7 @@ def test_temperature_comes_back_from_its_clamp() -> None:
         ),
         (
             ModelConfig(text=EncoderConfig(name="transformer", options={"depth": 3})),
-            "model.text.options.depth: transformer takes dropout, heads, layers, width",
+            "model.text.options.depth: transformer takes activation, dropout, heads, layers, remat",
         ),
         (
             ModelConfig(text=EncoderConfig(name="transformer", options={"layers": "two"})),

@@ -1,5 +1,7 @@
 """Where pairs come from, and what becomes of them."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -83,7 +85,10 @@ class DataConfig:
     """Which caption of an image a training step sees: any of them, the first, or all of them joined
     to one list of tags (`caption_ops.join`; goes well with `augment.tag_dropout`)."""
     tokenizer: str | None = None
-    """A SentencePiece model file; without it one is trained on the training captions."""
+    """A SentencePiece model, a ``tokenizer.json`` of Hugging Face's, a folder with one, or nothing:
+    what `model.text.init_from` brings, or else one trained on the training captions."""
+    caption_normalization: Literal["none", "published"] = "none"
+    """What happens to a caption before its tokenizer sees it; see `caption_ops.NORMALIZATIONS`."""
     vocab_size: PositiveInt = 2000
     """Upper limit on the pieces of a tokenizer trained here."""
     max_tokens: PositiveInt = 24

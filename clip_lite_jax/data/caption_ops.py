@@ -1,13 +1,34 @@
 """Random changes to a training caption."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 # Whole words, and "leftward" or "rightmost", but not the "right" in "bright" or "copyright".
 _LEFT_RIGHT = re.compile(r"\b(?:left|right)(?=(?:wards?|most)?\b)", re.IGNORECASE)
 LIST_SEPARATOR = ", "
+
+_PUNCTUATION = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
+
+
+def normalize_as_published(caption: str) -> str:
+    """Lower case, without punctuation and accents, as the published code prepares captions.
+
+    Hyphens and slashes part words; at most 30 words are kept.  Source: github.com/4m4n5/CLIP-Lite,
+    data/transforms.py.
+    """
+    caption = caption.lower().translate(_PUNCTUATION).replace("<person>", "person")
+    words = re.sub(r"\s{2,}", " ", caption).strip("\n ").split(" ")
+    decomposed = unicodedata.normalize("NFKD", " ".join(words[:30]))
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+NORMALIZATIONS: dict[str, Callable[[str], str]] = {
+    "none": lambda caption: caption,
+    "published": normalize_as_published,
+}
 
 
 def swap_left_right(caption: str) -> str:

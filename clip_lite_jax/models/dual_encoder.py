@@ -22,11 +22,8 @@ from clip_lite_jax.models.critics import (
     SeparableCritic,
 )
 from clip_lite_jax.models.image_encoders import IMAGE_ENCODERS
-from clip_lite_jax.models.transformer import Transformer
+from clip_lite_jax.models.text_encoders import TEXT_ENCODERS
 
-TEXT_ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "transformer": Transformer,
-}
 CRITICS: dict[str, Callable[..., nn.Module]] = {
     "bilinear": BilinearCritic,
     "concat": ConcatCritic,

@@ -25,16 +25,24 @@ Remat = Literal["none", "full", "dots"]
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None = None, causal: bool = False
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    causal: bool = False,
+    bias: Array | None = None,
 ) -> Array:
     """Softmax attention: ``[B, L, heads, D / heads]`` three times, mask to ``[B, heads, L, L]``.
 
-    With `causal` no position sees a later one.  float64 is computed here, because
-    `jax.nn.dot_product_attention` takes its softmax in float32.
+    `bias`, of the shape of the mask, is added to the scaled products; with `causal` no position
+    sees a later one.  float64 is computed here, because `jax.nn.dot_product_attention` takes its
+    softmax in float32.
     """
     if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal)
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = logits + bias
     lowest = jnp.finfo(q.dtype).min
     if mask is not None:
         logits = jnp.where(mask, logits, lowest)
@@ -88,13 +96,14 @@ class Block(nn.Module):
 
 
 def apply_blocks(
-    block: Callable[..., Block],
+    block: Callable[..., nn.Module],
     layers: int,
     x: Array,
     mask: Array | None = None,
     train: bool = False,
     scan: bool = False,
     remat: Remat = "none",
+    bias: Array | None = None,
 ) -> Array:
     """``[B, L, D] -> [B, L, D]`` through `layers` blocks, submodules of the module that calls this.
 
@@ -103,10 +112,11 @@ def apply_blocks(
 
     Args:
       block: makes one, given its name: ``partial(Block, heads=12, dtype=...)``.
+      bias: of attention, the same for all; handed to blocks that take one.
     """
 
-    def run(block: Block, x: Array) -> Array:
-        return block(x, mask, train)
+    def run(block: nn.Module, x: Array) -> Array:
+        return block(x, mask, train) if bias is None else block(x, mask, train, bias)
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -125,3 +135,10 @@ def apply_blocks(
         length=layers,
     )
     return scanned(block(name="blocks"), x, None)[0]
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+    """``[B, L, D]`` and ``[B, L]`` → ``[B, D]``, the mean over real tokens."""
+    weight = mask[..., None].astype(x.dtype)
+    # An empty caption has no tokens: its features are zero, not a division by zero.
+    return jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)

@@ -1,48 +1,15 @@
-"""A plain text transformer, trained from scratch."""
+"""Text transformers: a plain one to train from scratch, and the causal one of CLIP."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-
-def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Softmax attention: ``[B, L, heads, D / heads]`` three times, mask to ``[B, heads, L, L]``.
-
-    Fused on GPU, except for float64, whose softmax `jax.nn.dot_product_attention` takes in float32.
-    """
-    if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(q.dtype).min))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-
-
-class Block(nn.Module):
-    """Pre-norm self-attention and MLP, each with a residual connection."""
-
-    heads: int
-    dropout: float
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Array, mask: Array, train: bool) -> Array:  # [B, L, D], [B, L]
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        width = x.shape[-1]
-        h = nn.LayerNorm(**types)(x)
-        qkv = nn.DenseGeneral((3, self.heads, width // self.heads), **types)(h)
-        q, k, v = jnp.moveaxis(qkv, -3, 0)  # [B, L, heads, D / heads] each
-        h = attention(q, k, v, mask[:, None, None, :])
-        h = nn.DenseGeneral(width, axis=(-2, -1), **types)(h)
-        x = x + nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = nn.LayerNorm(**types)(x)
-        h = nn.gelu(nn.Dense(4 * width, **types)(h))
-        h = nn.Dense(width, **types)(h)
-        return x + nn.Dropout(self.dropout, deterministic=not train)(h)
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.models.layers import Activation, Block, Remat, apply_blocks, masked_mean
 
 
 class Transformer(nn.Module):
@@ -53,7 +20,10 @@ class Transformer(nn.Module):
     width: int = 192
     layers: int = 2
     heads: int = 4
+    activation: Activation = "gelu_tanh"
     dropout: float = 0.1
+    remat: Remat = "none"
+    scan: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -66,9 +36,71 @@ class Transformer(nn.Module):
         position = self.param("position", init, (self.max_tokens, self.width), self.param_dtype)
         x = x + position[: tokens.shape[1]].astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for _ in range(self.layers):
-            x = Block(self.heads, self.dropout, **types)(x, mask, train)
-        x = nn.LayerNorm(**types)(x)
-        weight = mask[..., None].astype(x.dtype)
-        # An empty caption has no tokens: its features are zero, not a division by zero.
-        return jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
+        block = partial(
+            Block, self.heads, activation=self.activation, dropout=self.dropout, **types
+        )
+        x = apply_blocks(block, self.layers, x, mask, train, self.scan, self.remat)
+        return masked_mean(nn.LayerNorm(**types)(x), mask)
+
+
+class ClipText(nn.Module):
+    """The text transformer of CLIP: causal, read at the last token, which ends the text.
+
+    OpenAI's models have `activation` "quick_gelu", those of open_clip mostly "gelu".
+    Source: CLIP (arXiv 2103.00020), section 2.4.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    positions: int = 77
+    head_width: int | None = 512
+    """Width of the projection after the last token, None for none."""
+    activation: Activation = "quick_gelu"
+    dropout: float = 0.0
+    epsilon: float = 1e-5
+    remat: Remat = "none"
+    scan: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array, train: bool = False) -> Array:
+        """``[B, L]`` int32 tokens and their bool mask → ``[B, head_width or width]`` features.
+
+        Raises:
+          ConfigError: more tokens than there are positions.
+        """
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        length = tokens.shape[1]
+        if length > self.positions:
+            raise ConfigError(
+                f"data.max_tokens={length} is more than model.text.options.positions="
+                f"{self.positions}"
+            )
+        embed = nn.initializers.normal(0.02)
+        x = nn.Embed(self.vocab_size, self.width, embedding_init=embed, name="words", **types)(
+            tokens
+        )
+        start = nn.initializers.normal(0.01)
+        position = self.param("position", start, (self.positions, self.width), self.param_dtype)
+        x = x + position[:length].astype(self.dtype)
+        block = partial(
+            Block,
+            self.heads,
+            activation=self.activation,
+            causal=True,
+            dropout=self.dropout,
+            epsilon=self.epsilon,
+            **types,
+        )
+        # Padding stands after the text, where a causal transformer does not look.
+        x = apply_blocks(block, self.layers, x, None, train, self.scan, self.remat)
+        last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)  # [B]
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        x = nn.LayerNorm(self.epsilon, name="norm", **types)(x)
+        if self.head_width is None:
+            return x
+        return nn.Dense(self.head_width, use_bias=False, name="projection", **types)(x)

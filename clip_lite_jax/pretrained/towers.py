@@ -1,6 +1,5 @@
 """Encoders that start from weights of others: `init_from` of `model.image` and `model.text`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,28 +11,28 @@ from flax.traverse_util import flatten_dict
 
 from clip_lite_jax.config import Config, EncoderConfig, ModelConfig, Options, from_dict
 from clip_lite_jax.config.types import Triple
-from clip_lite_jax.errors import CheckpointError, ConfigError
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.files import read_json
 from clip_lite_jax.models import Model, build_model
+from clip_lite_jax.models.bert import Bert
 from clip_lite_jax.models.efficientnet import EfficientNetLite
 from clip_lite_jax.models.resnet import ClipResNet, ResNet
+from clip_lite_jax.models.transformer import ClipText
 from clip_lite_jax.models.vit import ViT
+from clip_lite_jax.models.word_vectors import WordVectors
 from clip_lite_jax.pretrained.efficientnet import efficientnet_namings
+from clip_lite_jax.pretrained.files import read_weights, resolve_path
+from clip_lite_jax.pretrained.glove import read_glove
+from clip_lite_jax.pretrained.hf_config import hf_text_options
 from clip_lite_jax.pretrained.names import Link, Naming, Weights, best, read
 from clip_lite_jax.pretrained.resnet import clip_resnet_namings, resnet_namings
+from clip_lite_jax.pretrained.text import bert_namings, clip_text_namings
 from clip_lite_jax.pretrained.vit import vit_namings
 
-
-def read_weights(path: str) -> Any: ...
-
-
-def resolve_path(path: str) -> Any: ...
-
-
-def describe_hf_folder(path: Path) -> Any: ...
-
-
 NAMINGS: dict[type[nn.Module], Callable[[Any], tuple[Naming, ...]]] = {
+    Bert: bert_namings,
     ClipResNet: clip_resnet_namings,
+    ClipText: clip_text_namings,
     EfficientNetLite: efficientnet_namings,
     ResNet: resnet_namings,
     ViT: vit_namings,
@@ -60,7 +59,7 @@ OWN_FILE = "clip_lite_jax.json"
 class Facts:
     """What weights state about themselves, beyond their shapes."""
 
-    name: str | None = None
+    names: tuple[str, ...] = ()  # of presets that they fit
     options: Options = field(default_factory=dict)
     pixels: tuple[Triple, Triple] | None = None  # mean and standard deviation
     tokenizer: str | None = None  # path
@@ -104,8 +103,13 @@ def load_towers(model: Model, config: ModelConfig) -> dict[str, Any]:
         if settings.init_from:
             collections = {"params": params, **model_state}
             like = {name: tree[tower] for name, tree in collections.items() if tower in tree}
-            weights = read_weights(settings.init_from)
             module = getattr(model.module, tower)
+            if isinstance(module, WordVectors):
+                weights = {
+                    "params/words/embedding": read_glove(resolve_path(settings.init_from))[1]
+                }
+            else:
+                weights = read_weights(settings.init_from)
             towers[tower] = read_tower(module, weights, like, settings.init_from)
     return towers
 
@@ -133,7 +137,7 @@ def image_facts(config: Config) -> Facts:
     if own := own_config(folder):
         facts = own.model.image
         pixels = (own.model.pixel_mean or HALF[0], own.model.pixel_std or HALF[1])
-        return Facts(facts.name, facts.options, pixels)
+        return Facts((facts.name,), facts.options, pixels)
     module = build_model(config.model, config.data.image_size, 1, 1).module.image_encoder
     naming, _ = best(_namings(module, {}), read_weights(source), source)
     return Facts(pixels=_stated_pixels(folder) or NORMALIZATION.get(naming.name))
@@ -144,25 +148,17 @@ def text_facts(folder: Path) -> Facts:
     if own := own_config(folder):
         stored = [folder / name for name in ("tokenizer.json", "tokenizer.model")]
         tokenizer = next((str(file) for file in stored if file.is_file()), None)
-        return Facts(own.model.text.name, own.model.text.options, tokenizer=tokenizer)
+        return Facts((own.model.text.name,), own.model.text.options, tokenizer=tokenizer)
     if not (folder / "config.json").is_file():
-        return Facts()
-    stated = describe_hf_folder(folder)
-    return Facts(stated["name"], stated["options"], tokenizer=str(folder))
+        return Facts(tokenizer=str(folder) if folder.suffix == ".txt" else None)
+    names, options = hf_text_options(folder)
+    return Facts(names, options, tokenizer=str(folder))
 
 
 def own_config(folder: Path) -> Config | None:
     """The configuration of a folder that this project exported, or None."""
     file = folder / OWN_FILE
     return from_dict(read_json(file)["config"]) if file.is_file() else None
-
-
-def read_json(file: Path) -> Any:
-    """Raises `CheckpointError` for a file that is none."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
 
 
 def _stated_pixels(folder: Path) -> tuple[Triple, Triple] | None:
@@ -182,8 +178,11 @@ def _stated_pixels(folder: Path) -> tuple[Triple, Triple] | None:
 
 def _merged(field: str, given: EncoderConfig, facts: Facts) -> EncoderConfig:
     """The encoder with the options its weights state; options that contradict them are refused."""
-    if facts.name is not None:
-        _agreed(f"{field}.name", given.name, facts.name, str(given.init_from))
+    if facts.names and given.name not in facts.names:
+        stated = " or ".join(repr(name) for name in facts.names)
+        raise ConfigError(
+            f"{field}.name={given.name!r}, but {given.init_from} holds {stated}: use that name"
+        )
     for option, value in facts.options.items():
         if option in given.options:
             path = f"{field}.options.{option}"
