@@ -56,11 +56,10 @@ def bert(layers: int, init_from: str | None = None) -> EncoderConfig:
     return EncoderConfig(name="bert", options={"layers": layers}, init_from=init_from)
 
 
-MPNET = EncoderConfig(name="mpnet")
-TOKENIZERS = {
-    "bert": "bert-base-uncased/tokenizer.json",
-    "mpnet": "paraphrase-mpnet-base-v2/tokenizer.json",
-}
+# As the code builds one that is not pretrained: the library's default configuration.
+MPNET = EncoderConfig(name="mpnet", options={"layers": 12, "positions": 512, "epsilon": 1e-12})
+FOLDERS = {"bert": "bert-base-uncased", "mpnet": "paraphrase-mpnet-base-v2"}
+"""Folders of these models from the Hugging Face hub; docs/paper.md has the commands."""
 
 
 def recipe(
@@ -87,7 +86,8 @@ def recipe(
             train_share=share,
             image_size=224,
             augment=AugmentConfig(crop_ratio=(0.75, 1.333), flip=flip, hue=0.1),
-            tokenizer=TOKENIZERS[text.name],
+            tokenizer=FOLDERS[text.name],
+            caption_normalization="published",
             max_tokens=30,
             threads=16,
         ),
@@ -132,7 +132,7 @@ def recipe(
 
 ablation = partial(recipe, batch=512, steps=200_000, flip=0.5, text=bert(2))
 """Batch sizes and image encoders."""
-pretrained = partial(recipe, text=bert(12, init_from="hf://google-bert/bert-base-uncased"))
+pretrained = partial(recipe, text=bert(12, init_from=FOLDERS["bert"]))
 """Shares of the data."""
 ours = partial(recipe, objective=ObjectiveConfig())
 """Other objectives and negatives at the budget of the main run, without prior matching."""
