@@ -1,0 +1,243 @@
+"""A reader of pickles that runs nothing.
+
+Python's own reader calls whatever a file names.  This one knows the instructions that plain data
+needs, and of all globals those that its caller lists, each with a stand-in of our own.  Everything
+else raises `CheckpointError`.  Memory stays in proportion to the file: no instruction allocates
+more than the bytes it brings along.
+"""
+
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clip_lite_jax.errors import CheckpointError
+
+PLAIN = {
+    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
+    *("LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    "BYTEARRAY8",
+}
+"""Instructions that push the value they hold, `pickletools`' names."""
+
+LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+WIDEST = 128  # bits of an integer: torch's magic number has 80
+MARK = object()
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """A function of ours that stands for a global that files may call."""
+
+    make: Callable[..., Any]
+
+
+@dataclass(eq=False)
+class Instance:
+    """An object of a class that is not loaded: its name and attributes."""
+
+    kind: str
+    state: Any = None
+
+
+class Buildable:
+    """What `find` makes and a file then gives a state."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes the pickled state; raises `ValueError` or `TypeError` where it is none."""
+        raise NotImplementedError
+
+
+Globals = Callable[[str, str], Any]
+"""What stands for a global: `(module, name)` → a `Constructor` or an inert value.
+
+Raises `KeyError` where it may not be used.
+"""
+
+
+def read_pickle(
+    stream: BinaryIO,
+    file: Path,
+    find: Globals,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The first pickled value of a stream.
+
+    Args:
+      stream: its `read(n)` must not allocate more than is left, as those of `BytesIO` and `mmap`.
+      file: for messages.
+      find: what stands for globals.
+      persistent: what stands for a persistent id (torch's storages).
+
+    Raises:
+      CheckpointError: it holds anything but plain data and what `find` knows.
+    """
+    machine = _Machine(file, find, persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return machine.pop()
+            machine.step(opcode.name, argument)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged or cut short: {error}") from error
+    raise CheckpointError(f"{file} is cut short")
+
+
+def make_dict(items: Any = ()) -> dict[Any, Any]:
+    """A dict of pairs, whose keys are plain.
+
+    Raises:
+      ValueError: a key is not: tuples can nest so deeply that their hash overflows the stack.
+    """
+    made = {}
+    for key, value in items:
+        if not isinstance(key, (str, int, float, bytes, type(None))):
+            raise ValueError(f"a {type(key).__name__} as a key")
+        made[key] = value
+    return made
+
+
+class _Machine:
+    """Stack and memo of one pickle."""
+
+    def __init__(
+        self, file: Path, find: Globals, persistent: Callable[[Any], Any] | None
+    ) -> None:
+        self.file, self.find, self.persistent = file, find, persistent
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carries out one instruction."""
+        if name in PLAIN:
+            value = LITERALS.get(name, argument)
+            if isinstance(value, int) and value.bit_length() > WIDEST:
+                raise ValueError(f"an integer of {value.bit_length()} bits")
+            self.stack.append(value)
+        elif name in TUPLES:
+            count = TUPLES[name]
+            items = [self.pop() for _ in range(count)][::-1]
+            self.stack.append(tuple(items))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name not in STEPS:
+            raise CheckpointError(
+                f"{self.file}: pickle instruction {name} is none that weights need; nothing was run"
+            )
+        else:
+            STEPS[name](self, argument)
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is MARK:
+            raise ValueError("a mark where a value should be")
+        return value
+
+    def to_mark(self) -> list[Any]:
+        """Takes what lies above the last mark."""
+        items = []
+        while (value := self.stack.pop()) is not MARK:
+            items.append(value)
+        return items[::-1]
+
+    def top(self, kind: type) -> Any:
+        if not isinstance(self.stack[-1], kind):
+            raise ValueError(f"a {kind.__name__} was expected")
+        return self.stack[-1]
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top(dict)
+        target.update(make_dict(zip(items[::2], items[1::2], strict=True)))
+
+    def get_global(self, module: Any, name: Any) -> None:
+        try:
+            self.stack.append(self.find(module, name))
+        except KeyError:
+            asked = f"{module}.{name}"[:200] if isinstance(name, str) else "an unnamed global"
+            raise CheckpointError(
+                f"{self.file} asks for {asked}, which is not needed to hold "
+                "weights; it was not loaded and nothing was run. If you trust the file, open it "
+                "with torch and save its weights alone: torch.save(model.state_dict(), path)"
+            ) from None
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, Constructor) or not isinstance(arguments, tuple):
+            raise CheckpointError(
+                f"{self.file} calls a {type(function).__name__}, which is no constructor of weights; "
+                "nothing was run"
+            )
+        self.stack.append(function.make(*arguments))
+
+    def new(self) -> None:
+        arguments, kind = self.pop(), self.pop()
+        if not isinstance(kind, Instance) or arguments != ():
+            raise CheckpointError(f"{self.file} makes objects that are not weights; nothing was run")
+        self.stack.append(Instance(kind.kind))
+
+    def build(self) -> None:
+        state = self.pop()
+        target = self.stack[-1]
+        if isinstance(target, Instance):
+            target.state = state
+        elif isinstance(target, Buildable):
+            target.set_state(state)
+        elif not isinstance(target, dict):  # an OrderedDict's attributes say nothing of weights
+            raise CheckpointError(
+                f"{self.file} sets the state of a {type(target).__name__}; nothing was run"
+            )
+
+    def persist(self) -> None:
+        if self.persistent is None:
+            raise ValueError("a persistent id where none can be")
+        self.stack.append(self.persistent(self.pop()))
+
+    def collect(self, kind: type) -> None:
+        items = self.to_mark()
+        self.stack.append(kind(items))
+
+    def append(self, items: list[Any]) -> None:
+        self.top(list).extend(items)
+
+
+def _pair(machine: _Machine) -> list[Any]:
+    value, key = machine.pop(), machine.pop()
+    return [key, value]
+
+
+def _new_dict(machine: _Machine) -> None:
+    items = machine.to_mark()
+    machine.stack.append({})
+    machine.set_items(items)
+
+
+STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda m, _: None,
+    "FRAME": lambda m, _: None,
+    "MARK": lambda m, _: m.stack.append(MARK),
+    "TUPLE": lambda m, _: m.collect(tuple),
+    "LIST": lambda m, _: m.collect(list),
+    "EMPTY_LIST": lambda m, _: m.stack.append([]),
+    "APPEND": lambda m, _: m.append([m.pop()]),
+    "APPENDS": lambda m, _: m.append(m.to_mark()),
+    "EMPTY_DICT": lambda m, _: m.stack.append({}),
+    "DICT": lambda m, _: _new_dict(m),
+    "SETITEM": lambda m, _: m.set_items(_pair(m)),
+    "SETITEMS": lambda m, _: m.set_items(m.to_mark()),
+    "GLOBAL": lambda m, full: m.get_global(*full.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.get_global(*[m.pop(), m.pop()][::-1]),
+    "REDUCE": lambda m, _: m.call(),
+    "NEWOBJ": lambda m, _: m.new(),
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.persist(),
+}
+"""The other instructions, by `pickletools`' names."""
