@@ -7,10 +7,10 @@ more than the bytes it brings along.
 """
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from clip_lite_jax.errors import CheckpointError
 
@@ -24,6 +24,8 @@ PLAIN = {
 
 LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+MOST_STEPS = 5_000_000
+"""Instructions of a pickle; a tensor needs about 30."""
 WIDEST = 128  # bits of an integer: torch's magic number has 80
 MARK = object()
 
@@ -59,7 +61,7 @@ Raises `KeyError` where it may not be used.
 
 
 def read_pickle(
-    stream: BinaryIO,
+    stream: Any,
     file: Path,
     find: Globals,
     persistent: Callable[[Any], Any] | None = None,
@@ -67,25 +69,23 @@ def read_pickle(
     """The first pickled value of a stream.
 
     Args:
-      stream: its `read(n)` must not allocate more than is left, as those of `BytesIO` and `mmap`.
+      stream: a `BytesIO` or `mmap`, whose `read(n)` allocates no more than is left.
       file: for messages.
       find: what stands for globals.
       persistent: what stands for a persistent id (torch's storages).
 
     Raises:
-      CheckpointError: it holds anything but plain data and what `find` knows.
+      CheckpointError: it asks for anything but plain data and what `find` knows.
+      ArithmeticError, LookupError, TypeError, ValueError: it is damaged.
     """
     machine = _Machine(file, find, persistent)
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "STOP":
-                return machine.pop()
-            machine.step(opcode.name, argument)
-    except CheckpointError:
-        raise
-    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged or cut short: {error}") from error
-    raise CheckpointError(f"{file} is cut short")
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name == "STOP":
+            break
+        if count > MOST_STEPS:
+            raise CheckpointError(f"{file} needs more than {MOST_STEPS} pickle instructions")
+        machine.step(opcode.name, argument)
+    return machine.pop()
 
 
 def make_dict(items: Any = ()) -> dict[Any, Any]:
@@ -102,12 +102,22 @@ def make_dict(items: Any = ()) -> dict[Any, Any]:
     return made
 
 
+BUILTINS: dict[str, Any] = {
+    "collections.OrderedDict": Constructor(make_dict),
+    "collections.defaultdict": Constructor(lambda factory, items=(): make_dict(items)),
+    # Factories of a defaultdict: nothing calls them.
+    "builtins.dict": "dict",
+    "builtins.list": "list",
+    "__builtin__.dict": "dict",
+    "__builtin__.list": "list",
+}
+"""Globals of all formats, by full name."""
+
+
 class _Machine:
     """Stack and memo of one pickle."""
 
-    def __init__(
-        self, file: Path, find: Globals, persistent: Callable[[Any], Any] | None
-    ) -> None:
+    def __init__(self, file: Path, find: Globals, persistent: Callable[[Any], Any] | None) -> None:
         self.file, self.find, self.persistent = file, find, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -173,7 +183,7 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Constructor) or not isinstance(arguments, tuple):
             raise CheckpointError(
-                f"{self.file} calls a {type(function).__name__}, which is no constructor of weights; "
+                f"{self.file} calls a {type(function).__name__}, which makes no weights; "
                 "nothing was run"
             )
         self.stack.append(function.make(*arguments))
@@ -181,7 +191,9 @@ class _Machine:
     def new(self) -> None:
         arguments, kind = self.pop(), self.pop()
         if not isinstance(kind, Instance) or arguments != ():
-            raise CheckpointError(f"{self.file} makes objects that are not weights; nothing was run")
+            raise CheckpointError(
+                f"{self.file} makes objects that are not weights; nothing was run"
+            )
         self.stack.append(Instance(kind.kind))
 
     def build(self) -> None:

@@ -8,7 +8,6 @@ import io
 import mmap
 import struct
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from clip_lite_jax.errors import CheckpointError
-from clip_lite_jax.pretrained.pickles import Constructor, Instance, make_dict, read_pickle
+from clip_lite_jax.pretrained.pickles import BUILTINS, Constructor, Instance, read_pickle
+from clip_lite_jax.pretrained.zips import Zip
 
 DTYPES = {
     name: np.dtype(getattr(ml_dtypes, name, None) or name)
@@ -53,8 +53,11 @@ LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 NESTED = ("state_dict", "model", "model_state_dict", "module")
 """Keys under which training scripts keep weights."""
 
+DATA = "/data.pkl"
+"""What a zip archive of torch has under its own name."""
+
 MOST_AXES = 64
-MOST_ATTRIBUTES = 1_000_000
+MOST_ATTRIBUTES = 200_000
 LONGEST_NAME = 1000
 
 
@@ -77,13 +80,21 @@ class Tensor:
     dtype: np.dtype
 
 
+def is_torch_record(name: str) -> bool:
+    """Whether a zip archive with a record of this name is torch's."""
+    return name.endswith(DATA) and name.count("/") == 1
+
+
 def read_torch_zip(file: Path) -> dict[str, np.ndarray]:
     """The tensors of a zip archive, a state dict's or TorchScript's; raises `CheckpointError`."""
-    with _Archive(file) as archive:
-        stream = io.BytesIO(archive.read("data.pkl"))
+    with Zip(file) as archive:
+        # All names begin with the one that the file had when it was written.
+        top = next(name.removesuffix(DATA) for name in archive.names if is_torch_record(name))
+        stream = io.BytesIO(archive.read(f"{top}{DATA}"))
         tensors = _tensors(read_pickle(stream, file, _find, _storage), file)
-        order = archive.read("byteorder").decode() if archive.has("byteorder") else "little"
-        return _arrays(tensors, lambda key: archive.read(f"data/{key}"), order, file)
+        order = f"{top}/byteorder"
+        order = archive.read(order).decode() if order in archive.names else "little"
+        return _arrays(tensors, lambda key: archive.read(f"{top}/data/{key}"), order, file)
 
 
 def read_torch_stream(file: Path) -> dict[str, np.ndarray]:
@@ -144,7 +155,7 @@ def _of_module(root: Instance) -> Iterator[tuple[str, Tensor]]:
             continue
         for name, value in module.state.items():
             visits += 1
-            if visits > MOST_ATTRIBUTES or len(prefix) > LONGEST_NAME:
+            if visits > MOST_ATTRIBUTES or len(prefix) + len(name) > LONGEST_NAME:
                 raise ValueError("modules that contain each other without end")
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value
@@ -184,41 +195,6 @@ def _view(tensor: Tensor, record: bytes) -> np.ndarray:
     return np.ndarray(tensor.shape, tensor.dtype, record, tensor.offset * width, strides)
 
 
-class _Archive:
-    """The records of torch's zip archives; those that are read must be stored, not compressed."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.zip = zipfile.ZipFile(file)
-        self.left = file.stat().st_size
-        # All names begin with the one of the file when it was written.
-        tops = [name.split("/")[0] for name in self.zip.namelist() if name.count("/") == 1]
-        self.top = next(top for top in tops if self.has("data.pkl", top))
-
-    def __enter__(self) -> "_Archive":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.zip.close()
-
-    def has(self, name: str, top: str | None = None) -> bool:
-        return f"{top or self.top}/{name}" in self.zip.NameToInfo
-
-    def read(self, name: str) -> bytes:
-        """One record."""
-        info = self.zip.getinfo(f"{self.top}/{name}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(
-                f"{self.file}: {name} is compressed, which torch does not do: write the file anew "
-                "with torch.save"
-            )
-        # Entries may overlap: all of them together must not be more than the file.
-        self.left -= info.file_size
-        if self.left < 0 or info.file_size != info.compress_size:
-            raise CheckpointError(f"{self.file} is damaged: {name} is larger than the file")
-        return self.zip.read(info)
-
-
 def _storage(identity: Any) -> Storage:
     """Of a persistent id: ``("storage", type, key, device, count)``, before 1.6 with a view."""
     kind, dtype, key, _, _, *view = identity
@@ -240,7 +216,14 @@ def _rebuild_tensor(
 
 
 def _rebuild_typed(
-    storage: Storage, offset: int, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Storage,
+    offset: int,
+    shape: Any,
+    strides: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    *_: Any,
 ) -> Tensor:
     if not isinstance(dtype, np.dtype):
         raise ValueError("a tensor without a type")
@@ -257,8 +240,7 @@ def _find(module: str, name: str) -> Any:
 _FIRST = Constructor(lambda value, *_: value)
 
 GLOBALS: dict[str, Any] = {
-    "collections.OrderedDict": Constructor(make_dict),
-    "collections.defaultdict": Constructor(lambda factory, items=(): make_dict(items)),
+    **BUILTINS,
     "torch._utils._rebuild_tensor": Constructor(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": Constructor(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v3": Constructor(_rebuild_typed),
@@ -272,8 +254,6 @@ GLOBALS: dict[str, Any] = {
     "torch.jit._pickle.build_doublelist": _FIRST,
     "torch.jit._pickle.build_boollist": _FIRST,
     "torch.jit._pickle.build_tensorlist": _FIRST,
-    # Factories of a defaultdict: nothing calls them.
-    **{f"{module}.{name}": name for module in ("builtins", "__builtin__") for name in ("dict", "list")},
     **{f"torch.{name}": dtype for name, dtype in DTYPES.items()},
     **{f"torch.{name}": DTYPES[kind] for name, kind in STORAGES.items()},
     **{f"torch.cuda.{name}": DTYPES[kind] for name, kind in STORAGES.items()},
