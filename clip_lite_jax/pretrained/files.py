@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -46,8 +47,18 @@ SAFETENSORS = {
 """NumPy's types → those of safetensors."""
 
 DAMAGED = (
-    *(ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError),
-    *(ValueError, struct.error, zipfile.BadZipFile, zlib.error, SafetensorError),
+    *(
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        TypeError,
+    ),
+    *(ValueError, SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile),
+    *(zlib.error, SafetensorError),
 )
 """What the readers of formats raise where a file is not what it should be."""
 
@@ -145,7 +156,7 @@ def _read_file(file: Path) -> dict[str, np.ndarray]:
     except DAMAGED as error:
         raise CheckpointError(
             f"{file} is damaged, cut short or not what it looks like: "
-            f"{str(error)[:300] or type(error).__name__}"
+            f"{type(error).__name__}: {str(error)[:300]}"
         ) from error
     raise CheckpointError(
         f"{file} begins with {head[:16]!r} and is no file of weights, or cut short: safetensors, "

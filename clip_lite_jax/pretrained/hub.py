@@ -7,7 +7,7 @@ from clip_lite_jax.errors import CheckpointError, ConfigError
 
 SCHEME = "hf://"
 PATTERN = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-NEEDED = ("*.safetensors", "*.bin", "*.npz", "*.json", "*.txt", "*.model")
+NEEDED = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """Weights, their index and configuration, tokenizers: no code, and no weights of other projects."""
 
 

@@ -67,7 +67,7 @@ def read_detectron2(file: Path) -> dict[str, np.ndarray]:
         root = read_pickle(stream, file, lambda module, name: GLOBALS[f"{module}.{name}"])
     weights = root.get("model", root) if isinstance(root, dict) else {}
     pickled = weights.items() if isinstance(weights, dict) else ()
-    arrays = {name: x.array for name, x in pickled if isinstance(x, _Array)}
+    arrays = {name: x.array for name, x in pickled if isinstance(x, _Array) and x.array is not None}
     if not arrays or not all(isinstance(name, str) for name in arrays):
         raise CheckpointError(
             f"{file} holds no arrays by name, alone or under 'model' as Detectron2 has them"
@@ -103,7 +103,8 @@ class _Dtype(Buildable):
 class _Array(Buildable):
     """Stands for ``numpy.ndarray``; its state has everything."""
 
-    array: np.ndarray
+    def __init__(self) -> None:
+        self.array: np.ndarray | None = None
 
     def set_state(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
@@ -123,15 +124,14 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Arr
     return made
 
 
-def _scalar(dtype: Any, data: Any) -> Any:
-    made = _Array()
-    made.set_state((1, (), dtype, False, data))
-    return made.array.item()
+def _scalar(dtype: Any, data: Any) -> None:
+    """A number beside the weights, which nothing asks for."""
+    _Array().set_state((1, (), dtype, False, data))
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """How protocol 2 stores bytes."""
-    if encoding != "latin1":
+    if not isinstance(text, str) or encoding != "latin1":
         raise ValueError("bytes in an unknown encoding")
     return text.encode("latin-1")
 

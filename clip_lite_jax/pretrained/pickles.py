@@ -3,7 +3,7 @@
 Python's own reader calls whatever a file names.  This one knows the instructions that plain data
 needs, and of all globals those that its caller lists, each with a stand-in of our own.  Everything
 else raises `CheckpointError`.  Memory stays in proportion to the file: no instruction allocates
-more than the bytes it brings along.
+more than the bytes it brings along, and what functions may copy is counted.
 """
 
 import pickletools
@@ -15,10 +15,9 @@ from typing import Any
 from clip_lite_jax.errors import CheckpointError
 
 PLAIN = {
-    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
-    *("LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    "BYTEARRAY8",
+    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"),
+    *("BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 """Instructions that push the value they hold, `pickletools`' names."""
 
@@ -27,7 +26,12 @@ TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 MOST_STEPS = 5_000_000
 """Instructions of a pickle; a tensor needs about 30."""
 WIDEST = 128  # bits of an integer: torch's magic number has 80
+WIDEST_KEY = 60  # bits: of wider ones, many can have the same hash
+LONGEST_GLOBAL = 200
+MOST_ARGUMENTS = 20
 MARK = object()
+FOREIGN_CLASS = object()
+"""Stands for a class whose objects become `Instance`s."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,8 @@ class Constructor:
 
 @dataclass(eq=False)
 class Instance:
-    """An object of a class that is not loaded: its name and attributes."""
+    """An object of a class that is not loaded: its attributes."""
 
-    kind: str
     state: Any = None
 
 
@@ -78,7 +81,7 @@ def read_pickle(
       CheckpointError: it asks for anything but plain data and what `find` knows.
       ArithmeticError, LookupError, TypeError, ValueError: it is damaged.
     """
-    machine = _Machine(file, find, persistent)
+    machine = _Machine(stream, file, find, persistent)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name == "STOP":
             break
@@ -96,8 +99,9 @@ def make_dict(items: Any = ()) -> dict[Any, Any]:
     """
     made = {}
     for key, value in items:
-        if not isinstance(key, (str, int, float, bytes, type(None))):
-            raise ValueError(f"a {type(key).__name__} as a key")
+        wide = isinstance(key, int) and key.bit_length() > WIDEST_KEY
+        if wide or not isinstance(key, (str, int, float, bytes, type(None))):
+            raise ValueError(f"a dict with a {type(key).__name__} as a key")
         made[key] = value
     return made
 
@@ -117,10 +121,13 @@ BUILTINS: dict[str, Any] = {
 class _Machine:
     """Stack and memo of one pickle."""
 
-    def __init__(self, file: Path, find: Globals, persistent: Callable[[Any], Any] | None) -> None:
-        self.file, self.find, self.persistent = file, find, persistent
+    def __init__(
+        self, stream: Any, file: Path, find: Globals, persistent: Callable[[Any], Any] | None
+    ) -> None:
+        self.stream, self.file, self.find, self.persistent = stream, file, find, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.passed = 0
 
     def step(self, name: str, argument: Any) -> None:
         """Carries out one instruction."""
@@ -133,11 +140,11 @@ class _Machine:
             count = TUPLES[name]
             items = [self.pop() for _ in range(count)][::-1]
             self.stack.append(tuple(items))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+        elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = self.stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
+        elif name in ("BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
         elif name not in STEPS:
             raise CheckpointError(
@@ -169,12 +176,15 @@ class _Machine:
         target.update(make_dict(zip(items[::2], items[1::2], strict=True)))
 
     def get_global(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a global whose name is no text")
+        if len(module) + len(name) > LONGEST_GLOBAL:
+            raise ValueError("a global with an endless name")
         try:
             self.stack.append(self.find(module, name))
         except KeyError:
-            asked = f"{module}.{name}"[:200] if isinstance(name, str) else "an unnamed global"
             raise CheckpointError(
-                f"{self.file} asks for {asked}, which is not needed to hold "
+                f"{self.file} asks for {module}.{name}, which is not needed to hold "
                 "weights; it was not loaded and nothing was run. If you trust the file, open it "
                 "with torch and save its weights alone: torch.save(model.state_dict(), path)"
             ) from None
@@ -186,15 +196,16 @@ class _Machine:
                 f"{self.file} calls a {type(function).__name__}, which makes no weights; "
                 "nothing was run"
             )
+        self.count(arguments)
         self.stack.append(function.make(*arguments))
 
     def new(self) -> None:
         arguments, kind = self.pop(), self.pop()
-        if not isinstance(kind, Instance) or arguments != ():
+        if kind is not FOREIGN_CLASS or arguments != ():
             raise CheckpointError(
                 f"{self.file} makes objects that are not weights; nothing was run"
             )
-        self.stack.append(Instance(kind.kind))
+        self.stack.append(Instance())
 
     def build(self) -> None:
         state = self.pop()
@@ -202,20 +213,26 @@ class _Machine:
         if isinstance(target, Instance):
             target.state = state
         elif isinstance(target, Buildable):
+            self.count(state)
             target.set_state(state)
         elif not isinstance(target, dict):  # an OrderedDict's attributes say nothing of weights
             raise CheckpointError(
                 f"{self.file} sets the state of a {type(target).__name__}; nothing was run"
             )
 
+    def count(self, values: Any) -> None:
+        """Of what functions of ours may copy: a file can pass one long value a thousand times."""
+        if not isinstance(values, tuple) or len(values) > MOST_ARGUMENTS:
+            raise ValueError("a call with strange arguments")
+        copied = (str, bytes, bytearray, list)
+        self.passed += sum(len(value) for value in values if isinstance(value, copied))
+        if self.passed > 4 * self.stream.tell():
+            raise CheckpointError(f"{self.file} would grow to many times its size")
+
     def persist(self) -> None:
         if self.persistent is None:
             raise ValueError("a persistent id where none can be")
         self.stack.append(self.persistent(self.pop()))
-
-    def collect(self, kind: type) -> None:
-        items = self.to_mark()
-        self.stack.append(kind(items))
 
     def append(self, items: list[Any]) -> None:
         self.top(list).extend(items)
@@ -226,23 +243,15 @@ def _pair(machine: _Machine) -> list[Any]:
     return [key, value]
 
 
-def _new_dict(machine: _Machine) -> None:
-    items = machine.to_mark()
-    machine.stack.append({})
-    machine.set_items(items)
-
-
 STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda m, _: None,
     "FRAME": lambda m, _: None,
     "MARK": lambda m, _: m.stack.append(MARK),
-    "TUPLE": lambda m, _: m.collect(tuple),
-    "LIST": lambda m, _: m.collect(list),
+    "TUPLE": lambda m, _: m.stack.append(tuple(m.to_mark())),
     "EMPTY_LIST": lambda m, _: m.stack.append([]),
     "APPEND": lambda m, _: m.append([m.pop()]),
     "APPENDS": lambda m, _: m.append(m.to_mark()),
     "EMPTY_DICT": lambda m, _: m.stack.append({}),
-    "DICT": lambda m, _: _new_dict(m),
     "SETITEM": lambda m, _: m.set_items(_pair(m)),
     "SETITEMS": lambda m, _: m.set_items(m.to_mark()),
     "GLOBAL": lambda m, full: m.get_global(*full.split(" ", 1)),

@@ -18,7 +18,13 @@ import ml_dtypes
 import numpy as np
 
 from clip_lite_jax.errors import CheckpointError
-from clip_lite_jax.pretrained.pickles import BUILTINS, Constructor, Instance, read_pickle
+from clip_lite_jax.pretrained.pickles import (
+    BUILTINS,
+    FOREIGN_CLASS,
+    Constructor,
+    Instance,
+    read_pickle,
+)
 from clip_lite_jax.pretrained.zips import Zip
 
 DTYPES = {
@@ -117,7 +123,7 @@ def read_torch_stream(file: Path) -> dict[str, np.ndarray]:
             (count,) = struct.unpack("<q", stream.read(8))
             start, size = stream.tell(), count * widths[key]
             if not 0 <= size <= len(stream) - start:
-                raise CheckpointError(f"{file} is cut short: storage {key} has no end")
+                raise CheckpointError(f"{file} is cut short: storage {key[:100]} has no end")
             records[key] = slice(start, start + size)
             stream.seek(start + size)
         order = "little" if machine["little_endian"] else "big"
@@ -167,27 +173,27 @@ def _arrays(
     tensors: Mapping[str, Tensor], read: Callable[[str], bytes], order: str, file: Path
 ) -> dict[str, np.ndarray]:
     """Each tensor as a view of its storage, which is read once."""
-    records: dict[str, bytes] = {}
+    records: dict[tuple[str, int], bytes] = {}
     arrays = {}
     for name, tensor in tensors.items():
-        key = tensor.storage.key
-        if key not in records:
-            records[key] = read(key)
+        parts = 2 if tensor.dtype.kind == "c" else 1
+        unit = 1 if order == sys.byteorder else tensor.dtype.itemsize // parts  # to be swapped
+        record = tensor.storage.key, unit
+        if record not in records:
+            data = read(tensor.storage.key)
+            records[record] = (
+                data if unit == 1 else np.frombuffer(data, f"u{unit}").byteswap().tobytes()
+            )
         try:
-            array = _view(tensor, records[key])
+            arrays[name] = _view(tensor, records[record])
         except (OverflowError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: tensor {name[:200]} is damaged: {error}") from error
-        arrays[name] = array if order == sys.byteorder else array.byteswap()
     return arrays
 
 
 def _view(tensor: Tensor, record: bytes) -> np.ndarray:
     """NumPy checks that the view stays within the record."""
     width = tensor.dtype.itemsize
-    if len(tensor.shape) > MOST_AXES or len(tensor.shape) != len(tensor.strides):
-        raise ValueError("its shape and strides have no meaning")
-    if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
-        raise ValueError("its shape, strides or offset are negative")
     # A stride of zero would let a small file stand for an array of any size.
     if prod(tensor.shape) * width > len(record):
         raise ValueError(f"its shape {tensor.shape} does not fit {len(record)} bytes")
@@ -209,9 +215,10 @@ def _rebuild_tensor(
 ) -> Tensor:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor of something that is no storage")
-    numbers = (offset, *shape, *strides)
-    if not all(isinstance(number, int) for number in numbers):
-        raise ValueError("a tensor whose shape is not of integers")
+    if len(shape) > MOST_AXES or len(shape) != len(strides):
+        raise ValueError("a tensor whose shape and strides have no meaning")
+    if not all(isinstance(number, int) and number >= 0 for number in (offset, *shape, *strides)):
+        raise ValueError("a tensor whose shape, strides or offset are no natural numbers")
     return Tensor(storage, offset, tuple(shape), tuple(strides), dtype or storage.dtype)
 
 
@@ -233,7 +240,7 @@ def _rebuild_typed(
 def _find(module: str, name: str) -> Any:
     """What stands for a global; raises `KeyError`."""
     if module == "__torch__" or module.startswith("__torch__."):
-        return Instance(f"{module}.{name}")
+        return FOREIGN_CLASS
     return GLOBALS[f"{module}.{name}"]
 
 
