@@ -24,9 +24,9 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from benchmarks import objectives_report
-from benchmarks.objectives_hlo import matmul_flops, traffic
 from benchmarks.pages import places
 from clip_lite_jax.config import NegativesConfig
+from clip_lite_jax.hlo import matmul_flops, traffic
 from clip_lite_jax.negatives import Pairs, build_sampler
 from clip_lite_jax.objectives import STREAMED, build_objective
 from clip_lite_jax.provenance import provenance

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.objectives_hlo import KINDS
 from benchmarks.pages import table as markdown_table
 from benchmarks.pages import write_tables
 from clip_lite_jax.apps.report_plots import LIGHT
+from clip_lite_jax.hlo import KINDS
 
 DOCS = Path(__file__).parent.parent / "docs" / "costs.md"
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from benchmarks import objectives as benchmark
 from benchmarks import objectives_report as report
-from benchmarks.objectives_hlo import matmul_flops, size_in_bytes, traffic
+from clip_lite_jax.hlo import matmul_flops, size_in_bytes, traffic
 from clip_lite_jax.sharding import build_mesh
 
 QUICK_CASES = {"jsd, shuffle", "infonce, all, gather", "infonce, all, ring"}
