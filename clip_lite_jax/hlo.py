@@ -8,14 +8,20 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
 
 KINDS = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "all-reduce")
 
 BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}
 """Bytes of the types whose name does not end in their bits."""
 
+ON_CHIP = "@"
+"""Behind an array of `Instruction.shape` that does not lie in the main memory."""
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(([^()]*)\)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALL = re.compile(
@@ -32,6 +38,7 @@ class Instruction:
     operation: str
     operands: tuple[str, ...]
     text: str
+    root: bool = False
 
 
 @dataclass
@@ -83,7 +90,7 @@ def traffic(program: str) -> Traffic:
 
 def exchanges(program: str) -> Iterator[Exchange]:
     computations = parse(program)
-    runs = _runs(computations)
+    runs = run_counts(computations)
     chained = set()
     for name, computation in computations.items():
         for instruction in computation.instructions.values():
@@ -101,22 +108,83 @@ def exchanges(program: str) -> Iterator[Exchange]:
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             size = sum(size_in_bytes(shape) for shape in _operand_shapes(computation, instruction))
-            yield Exchange(kind, _group(instruction.text), size, _known(runs[name], name))
+            yield Exchange(kind, _group(instruction.text), size, known(runs[name], name))
 
 
 def matmul_flops(program: str) -> int:
-    """Floating-point operations of the matrix products on one device, two for a multiply-add."""
+    """Floating-point operations of products and convolutions on one device, two for a multiply-add.
+
+    Products with the zeros of padding and of dilation are none.
+    """
     computations = parse(program)
-    runs = _runs(computations)
+    runs = run_counts(computations)
     total = 0
     for name, computation in computations.items():
         for instruction in computation.instructions.values():
-            if instruction.operation in ("dot", "convolution"):
-                left = dimensions(_operand_shapes(computation, instruction)[0])
-                summed = math.prod(left[i] for i in _contracted(instruction))
-                result = math.prod(dimensions(instruction.shape))
-                total += 2 * result * summed * _known(runs[name], name)
+            if instruction.operation == "dot":
+                flops = _dot_flops(computation, instruction)
+            elif instruction.operation == "convolution":
+                flops = _convolution_flops(computation, instruction)
+            else:
+                continue
+            total += flops * known(runs[name], name)
     return total
+
+
+def _dot_flops(computation: Computation, dot: Instruction) -> int:
+    left = dimensions(_operand_shapes(computation, dot)[0])
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.text)
+    summed = [int(n) for n in found[1].split(",") if n] if found else []
+    return 2 * math.prod(dimensions(dot.shape)) * math.prod(left[i] for i in summed)
+
+
+def _convolution_flops(computation: Computation, convolution: Instruction) -> int:
+    """Outputs of a batch and channels, times inputs of the kernel, times places that meet.
+
+    Groups of features need no factor: the kernel's inputs are those of a group.  Nor do groups of
+    the batch: the result's batch is that of a group.  TPU: a matrix product is a convolution, and
+    its batch is what the window calls space.
+    """
+    left, kernel = (dimensions(shape) for shape in _operand_shapes(computation, convolution))
+    result = dimensions(convolution.shape)
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.text)
+    if found is None:
+        raise ValueError(f"which dimensions are these? {convolution.text}")
+    of_left, of_kernel, of_result = found.groups()
+    pairs = math.prod(
+        _places_that_meet(left[of_left.index(axis)], result[of_result.index(axis)], *window)
+        for axis, window in _axes(convolution.text)
+    )
+    batch, channels = result[of_result.index("b")], result[of_result.index("f")]
+    return 2 * batch * channels * kernel[of_kernel.index("i")] * pairs
+
+
+def _axes(text: str) -> Iterator[tuple[str, tuple[int, int, int, int, int]]]:
+    """Label, size, stride, padding before, dilation of the input and of the kernel, by axis."""
+    found = re.search(r"window=\{([^}]*)\}", text)
+    if found is None:
+        return
+    fields = dict(part.split("=") for part in found[1].split())
+    sizes = fields["size"].split("x")
+    ones = "x".join("1" * len(sizes))
+    zeros = "x".join(["0_0"] * len(sizes))
+    for axis, size in enumerate(sizes):
+        stride, left, right = (
+            int(fields.get(name, ones).split("x")[axis])
+            for name in ("stride", "lhs_dilate", "rhs_dilate")
+        )
+        before = int(fields.get("pad", zeros).split("x")[axis].split("_")[0])
+        yield str(axis), (int(size), stride, before, left, right)
+
+
+@cache
+def _places_that_meet(
+    inputs: int, outputs: int, size: int, stride: int, before: int, left: int, right: int
+) -> int:
+    """Pairs of an output and a place of the kernel between which an input lies, on one axis."""
+    output, place = np.arange(outputs)[:, None], np.arange(size)
+    input = output * stride + place * right - before
+    return int(np.sum((input >= 0) & (input <= (inputs - 1) * left) & (input % left == 0)))
 
 
 def parse(program: str) -> dict[str, Computation]:
@@ -126,14 +194,15 @@ def parse(program: str) -> dict[str, Computation]:
         if head := _COMPUTATION.match(line):
             current = computations.setdefault(head[2], Computation(bool(head[1])))
         elif found := _INSTRUCTION.match(line):
-            text = re.sub(r"/\*.*?\*/", "", found[2])
-            # Layouts hold parentheses, and are of no interest.
-            plain = re.sub(r"(?<=\])\{[^}]*\}", "", text)
+            text = re.sub(r"/\*.*?\*/", "", found[3])
+            # Layouts hold parentheses.  Of interest is one thing: S(n) is a memory on the chip.
+            plain = re.sub(r"(?<=\])\{[^}]*S\([1-9]\d*\)[^}]*\}", ON_CHIP, text)
+            plain = re.sub(r"(?<=\])\{[^}]*\}", "", plain)
             if operation := _OPERATION.search(plain):
                 operands = tuple(re.findall(r"%([\w.\-]+)", operation[2]))
                 shape = plain[: operation.start()]
-                current.instructions[found[1]] = Instruction(
-                    found[1], shape, operation[1], operands or (operation[2],), text
+                current.instructions[found[2]] = Instruction(
+                    found[2], shape, operation[1], operands or (operation[2],), text, bool(found[1])
                 )
     return computations
 
@@ -160,16 +229,6 @@ def _operand_shapes(computation: Computation, instruction: Instruction) -> list[
     return [computation.instructions[name].shape for name in instruction.operands]
 
 
-def _contracted(instruction: Instruction) -> list[int]:
-    """Dimensions of the left operand that are summed over."""
-    if instruction.operation == "dot":
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.text)
-        return [int(n) for n in found[1].split(",") if n] if found else []
-    # TPU: a matrix product is a convolution, batched along what it calls space.
-    labels = re.search(r"dim_labels=(\w+)_", instruction.text)
-    return [labels[1].index("f")] if labels else []
-
-
 def _group(text: str) -> int:
     """Devices that exchange with each other."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
@@ -184,7 +243,7 @@ def _group(text: str) -> int:
     raise ValueError(f"who takes part in this? {text}")
 
 
-def _runs(computations: dict[str, Computation]) -> dict[str, float]:
+def run_counts(computations: dict[str, Computation]) -> dict[str, float]:
     """How often each computation runs; not a number inside a loop of unknown length."""
     callers: dict[str, list[tuple[str, float]]] = {name: [] for name in computations}
     for name, computation in computations.items():
@@ -195,13 +254,13 @@ def _runs(computations: dict[str, Computation]) -> dict[str, float]:
             called += re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
             for other in called:
                 callers[other].append((name, times))
-    known: dict[str, float] = {}
+    found: dict[str, float] = {}
 
     def runs(name: str) -> float:
-        if name not in known:
+        if name not in found:
             once = float(computations[name].entry)
-            known[name] = once + sum(times * runs(caller) for caller, times in callers[name])
-        return known[name]
+            found[name] = once + sum(times * runs(caller) for caller, times in callers[name])
+        return found[name]
 
     return {name: runs(name) for name in computations}
 
@@ -217,7 +276,7 @@ def _trips(computations: dict[str, Computation], loop: Instruction) -> float:
     return int(limits[0]) if below and len(limits) == 1 else math.nan
 
 
-def _known(times: float, name: str) -> int:
+def known(times: float, name: str) -> int:
     if math.isnan(times):
         raise ValueError(f"{name} is part of a loop whose length the program does not state")
     return int(times)
