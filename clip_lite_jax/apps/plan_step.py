@@ -1,6 +1,5 @@
 """The training step of a configuration, compiled without data, weights or accelerator."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def without_weights(config: Config) -> Config:
     return replace(config, model=replace(model, image=random(model.image), text=random(model.text)))
 
 
-def abstract_step(config: Config, devices: Sequence[jax.Device], mesh: Mesh) -> AbstractStep:
+def abstract_step(config: Config, mesh: Mesh) -> AbstractStep:
     """The step that `train.train` would take with `config`, on devices that need not exist.
 
     Raises:

@@ -1,0 +1,250 @@
+"""The process in which a plan is made: a request from standard input, a plan to standard output."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from clip_lite_jax.apps.plan import Request
+from clip_lite_jax.apps.plan_chips import TOPOLOGIES, Chip, chip_of
+from clip_lite_jax.apps.plan_program import (
+    Estimate,
+    Program,
+    compile_step,
+    estimate,
+    parameters,
+)
+from clip_lite_jax.apps.plan_search import Change, batch_unit, changed, changes, largest_batch
+from clip_lite_jax.apps.plan_step import AbstractStep, vocabulary
+from clip_lite_jax.config import Config, from_dict
+from clip_lite_jax.errors import ConfigError, UserError
+from clip_lite_jax.sharding import build_mesh
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Target:
+    """The devices that a step is compiled for."""
+
+    name: str
+    mesh: Mesh
+    kind: str
+    chip: Chip | None
+    memory: int | None
+    """Bytes that a program may use on one device; None if nobody said."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A compilation, and what was changed for it."""
+
+    change: Change
+    needed: int | None
+    """Bytes; None where the change does not go together with the rest."""
+    fits: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the search for the largest batch found."""
+
+    largest: int
+    too_large: int | None
+    tried: dict[int, int]
+    """Bytes needed, by batch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is printed."""
+
+    config: str
+    target: str
+    device_kind: str
+    devices: int
+    batch_size: int
+    steps: int
+    dtype: str
+    vocabulary: int
+    vocabulary_source: str
+    notes: list[str]
+    parameters: dict[str, int]
+    memory: int | None
+    program: Program
+    fits: bool | None
+    attempts: list[Attempt]
+    planned: Program
+    """The program that the estimate is of: of the first change that fits, if one was needed."""
+    estimate: Estimate | None
+    price: float | None
+    batches: Batches | None
+
+
+def main() -> None:
+    given = json.loads(sys.stdin.read())
+    try:
+        config, request = from_dict(given["config"]), Request(**given["request"])
+        answer = asdict(make_plan(config, request))
+    except UserError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+
+
+def make_plan(config: Config, request: Request) -> Plan:
+    """Compiles the step, and others where it does not fit.
+
+    Raises:
+      ConfigError: no such topology, no accelerator, or a configuration that cannot run.
+    """
+    target = build_target(request)
+    step, program = _compile(config, target)
+    fits = None if target.memory is None else program.needed <= target.memory
+    attempts, planned, dtype = [], program, config.model.dtype
+    if fits is False:
+        attempts, better = _first_that_fits(config, target, step, program)
+        if better is not None:
+            planned = better
+            dtype = changed(config, attempts[-1].change).model.dtype
+    batches = None
+    if target.memory is not None and (request.fit_batch or _attached(request)):
+        batches = _largest_batch(config, target, program)
+    size, source = vocabulary(config)
+    return Plan(
+        config=config.name,
+        target=target.name,
+        device_kind=target.kind,
+        devices=target.mesh.size,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        dtype=dtype,
+        vocabulary=size,
+        vocabulary_source=source,
+        notes=_notes(config),
+        parameters=parameters(step.state.params),
+        memory=target.memory,
+        program=program,
+        fits=fits,
+        attempts=attempts,
+        planned=planned,
+        estimate=(
+            estimate(planned.work, target.chip, dtype, request.utilization)
+            if planned.work and target.chip
+            else None
+        ),
+        price=request.price,
+        batches=batches,
+    )
+
+
+def _attached(request: Request) -> bool:
+    return request.topology is None and request.devices is None
+
+
+def build_target(request: Request) -> Target:
+    """The devices of a request, none of which is used.
+
+    Raises:
+      ConfigError: no such topology, or no accelerator and none named.
+    """
+    if request.topology is not None:
+        devices = _tpus(request.topology)
+    else:
+        devices = jax.devices()
+    kind = devices[0].device_kind
+    if _attached(request) and devices[0].platform == "cpu":
+        raise ConfigError(
+            "no accelerator is attached: --topology NAME plans for TPUs that are not here "
+            f"({', '.join(TOPOLOGIES)}), --devices N for N CPU devices"
+        )
+    chip = chip_of(kind)
+    memory = round(chip.memory_gib * GIB) if chip else None
+    if _attached(request):
+        memory = (devices[0].memory_stats() or {}).get("bytes_limit", memory)
+    if request.memory_gib is not None:
+        memory = round(request.memory_gib * GIB)
+    name = request.topology or f"{len(devices)} × {kind}"
+    return Target(name, build_mesh(devices), kind, chip, memory)
+
+
+def _tpus(topology: str) -> list[jax.Device]:
+    # A v4 chip is one device to programs on Cloud VMs; the compiler's default is one per core.
+    whole = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu", **whole).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(
+            f"--topology {topology}: the TPU compiler knows no such one ({error}); some that it "
+            f"knows are {', '.join(TOPOLOGIES)}"
+        ) from error
+
+
+def _compile(config: Config, target: Target) -> tuple[AbstractStep, Program]:
+    print(
+        f"compiling for {target.name}, batch {config.batch_size} ...", file=sys.stderr, flush=True
+    )
+    step, program = compile_step(config, target.mesh)
+    print(f"  {program.seconds:.0f} s, {program.needed / GIB:.2f} GiB", file=sys.stderr, flush=True)
+    return step, program
+
+
+def _first_that_fits(
+    config: Config, target: Target, step: AbstractStep, program: Program
+) -> tuple[list[Attempt], Program | None]:
+    """Tries changes until the step fits."""
+    assert target.memory is not None
+    state = 0
+    room = target.memory - state
+    shrink = program.needed / room
+    module = step.model.module
+    towers = {"image": module.image_encoder, "text": module.text_encoder}
+    remat = tuple(n for n, m in towers.items() if getattr(m, "remat", "full") != "full")
+    attempts: list[Attempt] = []
+    for change in changes(config, shrink, remat):
+        try:
+            _, found = _compile(changed(config, change), target)
+        except ConfigError as error:
+            attempts.append(Attempt(change, None, False, str(error)))
+            continue
+        fits = found.needed <= target.memory
+        attempts.append(Attempt(change, found.needed, fits))
+        if fits:
+            return attempts, found
+    return attempts, None
+
+
+def _largest_batch(config: Config, target: Target, program: Program) -> Batches:
+    limit = target.memory
+    assert limit is not None
+    tried = {config.batch_size: program.needed}
+
+    def fits(batch: int) -> bool:
+        if batch not in tried:
+            tried[batch] = _compile(changed(config, {"batch_size": str(batch)}), target)[1].needed
+        return tried[batch] <= limit
+
+    largest, too_large = largest_batch(
+        fits, config.batch_size, batch_unit(config, target.mesh.size)
+    )
+    return Batches(largest, too_large, tried)
+
+
+def _notes(config: Config) -> list[str]:
+    notes = []
+    for tower in ("image", "text"):
+        encoder: Any = getattr(config.model, tower)
+        if encoder.init_from:
+            notes.append(
+                f"model.{tower}.init_from={encoder.init_from} is not read: options that it states "
+                "are those of the preset here"
+            )
+    return notes
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What a compiled training step needs and does, and the time that it takes at best."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clip_lite_jax.apps.plan_chips import Chip
+from clip_lite_jax.apps.plan_step import AbstractStep, abstract_step
+from clip_lite_jax.config import Config
+from clip_lite_jax.hlo import matmul_flops, traffic
+from clip_lite_jax.hlo_memory import bytes_moved
+from clip_lite_jax.sharding import batch_shards
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step on one device."""
+
+    flops: int
+    bytes_moved: int
+    """To and from the device's main memory."""
+    sent: dict[str, int]
+    """Bytes that leave the device, by kind of collective."""
+    exchanges: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A step after compilation."""
+
+    needed: int
+    """Bytes of a device's memory."""
+    seconds: float
+    """That it took to compile."""
+    memory: dict[str, int]
+    """What `needed` is made of; empty where the compiler gave up for lack of memory."""
+    work: Work | None
+    """None where the compiler gave up."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A roofline: the longest of three times, each as if the other two took none."""
+
+    seconds: dict[str, float]
+    """Of a step, by what takes it: ``compute``, ``memory``, ``network``."""
+    utilization: float
+
+    @property
+    def step(self) -> float:
+        return max(self.seconds.values())
+
+    @property
+    def bound(self) -> str:
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+
+def compile_step(config: Config, mesh: Mesh) -> tuple[AbstractStep, Program]:
+    """Compiles the training step of `config` for `mesh`.
+
+    Raises:
+      ConfigError: what does not go together, or sizes that do not divide.
+    """
+    start = time.perf_counter()
+    step = abstract_step(config, mesh)
+    try:
+        compiled = step.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = memory_refused(str(error))
+        if needed is None:
+            raise
+        return step, Program(needed, time.perf_counter() - start, {}, None)
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    moved = traffic(text)
+    memory = memory_of(step, compiled.memory_analysis(), mesh)
+    work = Work(
+        matmul_flops(text),
+        bytes_moved(text),
+        {kind: round(size) for kind, size in moved.sent.items()},
+        moved.count,
+    )
+    return step, Program(sum(memory.values()), seconds, memory, work)
+
+
+def memory_refused(message: str) -> int | None:
+    """Bytes that a program needs, from a TPU compiler's refusal; None for any other error."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = re.search(r"([\d.]+)([KMGT])\b", message)
+    return round(float(found[1]) * UNITS[found[2]]) if found else None
+
+
+def memory_of(step: AbstractStep, analysis: Any, mesh: Mesh) -> dict[str, int]:
+    """Bytes on one device, by what they are for; their sum is what the device must have."""
+    state, batch = step.state, step.batch
+    shards = batch_shards(mesh)
+    target = state.target
+    kept = 0 if target is None else size(target.params) + size(target.memory) // shards
+    parts = {
+        "parameters": size(state.params),
+        "optimizer state": size(state.opt_state),
+        "moving average": size(state.ema),
+        "batch statistics": size(state.model_state),
+        "kept for negatives": kept,
+        "batch": size(batch) // shards,
+    }
+    given = analysis.argument_size_in_bytes
+    # An update in place: most of the new state lies where the old one lay.
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {name: value for name, value in parts.items() if value} | {
+        "padding of these": max(0, given - sum(parts.values())),
+        "temporaries": analysis.temp_size_in_bytes + new,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+
+
+def size(tree: Any) -> int:
+    """Bytes of a tree of arrays or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def parameters(params: Mapping[str, Any]) -> dict[str, int]:
+    """How many, by tower and head."""
+    return {name: count(tree) for name, tree in params.items()}
+
+
+def estimate(work: Work, chip: Chip, dtype: str, utilization: float) -> Estimate:
+    """The roofline of a step: products at `utilization` of the peak, the rest at full speed."""
+    peak = chip.bfloat16_tflops if dtype == "bfloat16" else chip.float32_tflops
+    return Estimate(
+        {
+            "compute": work.flops / (peak * 1e12 * utilization),
+            "memory": work.bytes_moved / (chip.memory_gb_s * 1e9),
+            "network": sum(work.sent.values()) / (chip.network_gb_s * 1e9),
+        },
+        utilization,
+    )
