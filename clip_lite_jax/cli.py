@@ -1,6 +1,7 @@
 """The ``clip-lite`` command: thin subcommands, each one call."""
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chatty in ("absl", "jax"):  # jax tells at every start which accelerators there are not
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        if rest and known.command not in ("train", "config"):
+        if rest and known.command not in ("train", "config", "plan"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
         known.call(known, rest)
     except UserError as error:
@@ -46,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     config.set_defaults(call=_config)
 
+    _add_plan(
+        commands.add_parser(
+            "plan",
+            help="what a training step needs and costs, without data or accelerator",
+            epilog=any_field,
+        )
+    )
+
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("workdir", type=Path, help="folder of the run")
     report.set_defaults(call=_report)
@@ -57,6 +66,23 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("query")
     search.set_defaults(call=_search)
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    where = plan.add_mutually_exclusive_group()
+    where.add_argument("--topology", help="TPUs that are not here: v5e:2x4 (extra plan)")
+    where.add_argument(
+        "--devices", type=int, metavar="N", help="N CPU devices, for memory and traffic"
+    )
+    plan.add_argument(
+        "--utilization", type=float, default=0.4, help="part of the peak that is reached (0.4)"
+    )
+    plan.add_argument("--price", type=float, metavar="USD", help="of an hour of one chip")
+    plan.add_argument("--fit-batch", action="store_true", help="find the largest batch that fits")
+    plan.add_argument("--memory", type=float, metavar="GIB", help="of a device, if not all it has")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
+    plan.set_defaults(call=_plan)
 
 
 # Imports stand inside the commands so that --help does not wait for jax.
@@ -75,6 +101,28 @@ def _config(known: argparse.Namespace, rest: Sequence[str]) -> None:
     config = load_config(known.config, parse_overrides(rest))
     print(f"# {known.config}")
     print(describe(config))
+
+
+def _plan(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.apps.plan import Request, plan
+    from clip_lite_jax.apps.plan_text import describe
+    from clip_lite_jax.config import load_config, parse_overrides
+
+    config = load_config(known.config, parse_overrides(rest))
+    found = plan(
+        config,
+        Request(
+            known.topology,
+            known.devices,
+            known.utilization,
+            known.price,
+            known.fit_batch,
+            known.memory,
+        ),
+    )
+    if known.json:
+        known.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(describe(found))
 
 
 def _report(known: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -90,6 +90,10 @@ def environment(request: Request) -> dict[str, str]:
         variables["TPU_LIBRARY_PATH"] = str(tpu_compiler())
         # There is no TPU: nothing is to be looked up in a Cloud VM's metadata, or initialised.
         variables |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+        # Nor is one taken: several plans may be made at once.
+        variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+        # Without these two it complains that it finds no host of TPUs.
+        variables |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_HOST_BOUNDS": "1,1,1"}
         # libtpu would stop at flags of the CPU's compiler.
         variables.pop("XLA_FLAGS", None)
         variables.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -28,10 +28,10 @@ CHIPS: dict[str, Chip] = {
     "v5e": Chip(16, 197, 197, 819, 200, f"{_TPU}/v5e"),
     "v5p": Chip(95, 459, 459, 2765, 600, f"{_TPU}/v5p"),
     "v6e": Chip(32, 918, 918, 1640, 448, f"{_TPU}/v6e"),
-    # Links: NVLink where the SXM boards have it, half of what is published for both directions; PCIe.
+    # Links: NVLink, half of what is published for both directions.
     "H100": Chip(80, 989, 495, 3350, 450, f"{_NVIDIA}/h100, SXM, dense"),
     "A100": Chip(80, 312, 156, 2039, 300, f"{_NVIDIA}/a100, SXM 80 GB, dense"),
-    # No bfloat16 in hardware: it runs as float32.
+    # Links: PCIe.  The T4 has no bfloat16: it computes in float32.
     "T4": Chip(16, 8.1, 8.1, 320, 16, f"{_NVIDIA}/tesla-t4"),
     "L4": Chip(24, 121, 60, 300, 32, f"{_NVIDIA}/l4, dense"),
 }

@@ -105,7 +105,8 @@ def make_plan(config: Config, request: Request) -> Plan:
     target = build_target(request)
     step, program = _compile(config, target)
     fits = None if target.memory is None else program.needed <= target.memory
-    attempts, planned, dtype = [], program, config.model.dtype
+    attempts: list[Attempt] = []
+    planned, dtype = program, config.model.dtype
     if fits is False:
         attempts, better = _first_that_fits(config, target, step, program)
         if better is not None:
@@ -152,10 +153,7 @@ def build_target(request: Request) -> Target:
     Raises:
       ConfigError: no such topology, or no accelerator and none named.
     """
-    if request.topology is not None:
-        devices = _tpus(request.topology)
-    else:
-        devices = jax.devices()
+    devices = _tpus(request.topology) if request.topology else jax.devices()
     kind = devices[0].device_kind
     if _attached(request) and devices[0].platform == "cpu":
         raise ConfigError(
@@ -191,6 +189,11 @@ def _compile(config: Config, target: Target) -> tuple[AbstractStep, Program]:
     step, program = compile_step(config, target.mesh)
     print(f"  {program.seconds:.0f} s, {program.needed / GIB:.2f} GiB", file=sys.stderr, flush=True)
     return step, program
+
+
+def _say(line: str) -> None:
+    """Compiling takes minutes; standard output is for the plan."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _first_that_fits(

@@ -1,0 +1,136 @@
+"""A plan as text."""
+
+from collections.abc import Iterable
+from typing import Any
+
+GIB = 2**30
+Row = tuple[str, str, str]
+"""What, how much, and a remark."""
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """The plan, `plan_process.Plan` as plain data, as a table."""
+    sections = [_head(plan), _parameters(plan), _memory(plan)]
+    if plan["attempts"]:
+        sections.append(_attempts(plan))
+    if plan["planned"]["work"]:
+        sections += [_work(plan), _time(plan)]
+    if plan["batches"]:
+        sections.append(_batches(plan))
+    text = "\n\n".join(_table(section) for section in sections)
+    return "\n".join([text, *(f"\nnote: {note}" for note in plan["notes"])])
+
+
+def _table(rows: Iterable[Row]) -> str:
+    rows = list(rows)
+    widths = [max(len(row[n]) for row in rows) for n in range(2)]
+    return "\n".join(
+        f"{what:<{widths[0]}}  {value:>{widths[1]}}  {remark}".rstrip()
+        for what, value, remark in rows
+    )
+
+
+def _head(plan: dict[str, Any]) -> list[Row]:
+    return [
+        ("config", "", plan["config"]),
+        ("devices", "", f"{plan['target']}: {plan['devices']} × {plan['device_kind']}"),
+        (
+            "batch",
+            "",
+            f"{plan['batch_size']:,} = {plan['devices']} × "
+            f"{plan['batch_size'] / plan['devices']:g}, {plan['steps']:,} steps, {plan['dtype']}",
+        ),
+        ("vocabulary", "", f"{plan['vocabulary']:,} ({plan['vocabulary_source']})"),
+        ("compiled in", "", f"{plan['program']['seconds']:.0f} s"),
+    ]
+
+
+def _parameters(plan: dict[str, Any]) -> list[Row]:
+    parts = plan["parameters"]
+    rows = [("parameters", f"{sum(parts.values()):,}", "")]
+    return rows + [(f"  {name}", f"{number:,}", "") for name, number in parts.items()]
+
+
+def _memory(plan: dict[str, Any]) -> list[Row]:
+    program, limit = plan["program"], plan["memory"]
+    needed = program["needed"]
+    rows = [("memory of a device", f"{gib(needed)}", "needed")]
+    rows += [(f"  {name}", gib(size), "") for name, size in program["memory"].items()]
+    if limit is None:
+        return [*rows, ("  it has", "?", "not stated: --memory GIB")]
+    rows.append(("  it has", gib(limit), ""))
+    if plan["fits"]:
+        return [*rows, ("  left", gib(limit - needed), "it fits")]
+    return [*rows, ("  missing", gib(needed - limit), "IT DOES NOT FIT")]
+
+
+def _attempts(plan: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = [("to make it fit", "", "")]
+    for attempt in plan["attempts"]:
+        flags = " ".join(f"--config.{name}={value}" for name, value in attempt["change"].items())
+        if attempt["needed"] is None:
+            rows.append((f"  {flags}", "-", attempt["reason"]))
+        else:
+            verdict = "fits: the figures below are of it" if attempt["fits"] else "does not fit"
+            rows.append((f"  {flags}", gib(attempt["needed"]), verdict))
+    return rows
+
+
+def _work(plan: dict[str, Any]) -> list[Row]:
+    work, devices = plan["planned"]["work"], plan["devices"]
+    rows = [
+        ("a step of a device", "", ""),
+        (
+            "  products",
+            f"{work['flops'] / 1e9:,.1f} GFLOP",
+            f"{devices * work['flops']:.4g} FLOP on all",
+        ),
+        ("  main memory", f"{work['bytes_moved'] / 1e9:,.3f} GB", "read and written"),
+        ("  sent", f"{sum(work['sent'].values()) / 1e6:,.3f} MB", ""),
+    ]
+    for kind, number in work["exchanges"].items():
+        if number:
+            rows.append((f"    {kind}", f"{work['sent'][kind] / 1e6:,.3f} MB", f"{number} times"))
+    return rows
+
+
+def _time(plan: dict[str, Any]) -> list[Row]:
+    found = plan["estimate"]
+    if found is None:
+        return [("time", "?", f"no speed is known of {plan['device_kind']}")]
+    seconds = found["seconds"]
+    step = max(seconds.values())
+    bound = max(seconds, key=lambda name: seconds[name])
+    remarks = {
+        "compute": f"at {found['utilization']:.0%} of the peak",
+        "memory": "at full speed",
+        "network": "at full speed, all links",
+    }
+    rows = [("time of a step", f"{step * 1e3:,.3f} ms", f"bound by {bound}")]
+    rows += [
+        (f"  {name}", f"{value * 1e3:,.3f} ms", remarks[name]) for name, value in seconds.items()
+    ]
+    hours = step * plan["steps"] / 3600
+    rows += [
+        ("steps/s", f"{1 / step:,.2f}", ""),
+        ("images/s", f"{plan['batch_size'] / step:,.0f}", ""),
+        ("hours", f"{hours:,.1f}", f"for {plan['steps']:,} steps"),
+        ("chip-hours", f"{hours * plan['devices']:,.0f}", ""),
+    ]
+    if plan["price"] is not None:
+        cost = hours * plan["devices"] * plan["price"]
+        rows.append(("cost", f"{cost:,.0f} USD", f"at {plan['price']:g} USD per chip-hour"))
+    return rows
+
+
+def _batches(plan: dict[str, Any]) -> list[Row]:
+    found = plan["batches"]
+    more = found["too_large"]
+    remark = "the search stops here" if more is None else f"{more:,} does not fit"
+    rows: list[Row] = [("largest batch", f"{found['largest']:,}", remark)]
+    tried = sorted(found["tried"].items(), key=lambda item: int(item[0]))
+    return rows + [(f"  {int(batch):,}", gib(needed), "") for batch, needed in tried]
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.3f} GiB"
