@@ -121,39 +121,55 @@ def matmul_flops(program: str) -> int:
     total = 0
     for name, computation in computations.items():
         for instruction in computation.instructions.values():
-            if instruction.operation == "dot":
-                flops = _dot_flops(computation, instruction)
-            elif instruction.operation == "convolution":
-                flops = _convolution_flops(computation, instruction)
-            else:
-                continue
-            total += flops * known(runs[name], name)
+            if flops := _flops(computation, instruction):
+                total += flops * known(runs[name], name)
     return total
 
 
-def _dot_flops(computation: Computation, dot: Instruction) -> int:
-    left = dimensions(_operand_shapes(computation, dot)[0])
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.text)
-    summed = [int(n) for n in found[1].split(",") if n] if found else []
-    return 2 * math.prod(dimensions(dot.shape)) * math.prod(left[i] for i in summed)
+def _flops(computation: Computation, instruction: Instruction) -> int:
+    text = instruction.text
+    # GPU: calls of libraries.  A convolution's gradients keep the labels of the convolution.
+    library = re.search(r'custom_call_target="__(cublas|cudnn)\$(\w+)', text)
+    if instruction.operation not in ("convolution", "dot") and library is None:
+        return 0
+    shapes = [dimensions(shape) for shape in _operand_shapes(computation, instruction)]
+    if instruction.operation == "dot":
+        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
+        return _product_flops(shapes[0], dimensions(instruction.shape), summed)
+    result = dimensions(instruction.shape)
+    if library is None:
+        return _convolution_flops(shapes[0], shapes[1], result, text)
+    if library[1] == "cublas":
+        summed = re.search(r'"lhs_contracting_dimensions":\[([\d",]*)\]', text)
+        return _product_flops(shapes[0], result, summed)
+    of_forward = {
+        "convForward": (shapes[0], shapes[1], result),
+        "convBiasActivationForward": (shapes[0], shapes[1], result),
+        "convBackwardInput": (result, shapes[1], shapes[0]),
+        "convBackwardFilter": (shapes[0], result, shapes[1]),
+    }
+    return _convolution_flops(*of_forward[library[2]], text) if library[2] in of_forward else 0
 
 
-def _convolution_flops(computation: Computation, convolution: Instruction) -> int:
+def _product_flops(left: list[int], result: list[int], summed: re.Match[str] | None) -> int:
+    axes = [int(n) for n in re.findall(r"\d+", summed[1])] if summed else []
+    return 2 * math.prod(result) * math.prod(left[axis] for axis in axes)
+
+
+def _convolution_flops(left: list[int], kernel: list[int], result: list[int], text: str) -> int:
     """Outputs of a batch and channels, times inputs of the kernel, times places that meet.
 
     Groups of features need no factor: the kernel's inputs are those of a group.  Nor do groups of
     the batch: the result's batch is that of a group.  TPU: a matrix product is a convolution, and
     its batch is what the window calls space.
     """
-    left, kernel = (dimensions(shape) for shape in _operand_shapes(computation, convolution))
-    result = dimensions(convolution.shape)
-    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.text)
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     if found is None:
-        raise ValueError(f"which dimensions are these? {convolution.text}")
+        raise ValueError(f"which dimensions are these? {text}")
     of_left, of_kernel, of_result = found.groups()
     pairs = math.prod(
         _places_that_meet(left[of_left.index(axis)], result[of_result.index(axis)], *window)
-        for axis, window in _axes(convolution.text)
+        for axis, window in _axes(text)
     )
     batch, channels = result[of_result.index("b")], result[of_result.index("f")]
     return 2 * batch * channels * kernel[of_kernel.index("i")] * pairs
