@@ -5,6 +5,7 @@ WORKDIR ?= runs/quickstart
 FROZEN := runs/one_negative
 FURNITURE := sweethome3d-furniture
 BIN := $(VENV)/bin
+LIBTPU := .work/libtpu
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart compare costs one-negative mutual-information test test-long format lock clean
@@ -27,13 +28,13 @@ one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against 
 mutual-information: $(VENV)/installed  ## estimators where the truth is known (half an hour)
 	$(BIN)/python -m benchmarks.mutual_information
 
-test: $(VENV)/installed-test  ## format, lint, types and tests
+test: $(VENV)/installed-test $(LIBTPU)/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-test-long: $(VENV)/installed-test  ## what takes too long for every change
+test-long: $(VENV)/installed-test $(LIBTPU)/installed  ## what takes too long for every change
 	$(BIN)/python -m pytest -n 2 tests/long
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
@@ -60,6 +61,12 @@ $(VENV)/installed: requirements.lock setup.cfg pyproject.toml
 
 $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
+# Not in the environment: with libtpu in it every `import jax` would look for a TPU.
+$(LIBTPU)/installed: requirements-plan.txt $(VENV)/installed
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@
 
 # Pretrained towers run in an environment of their own: they need torch.

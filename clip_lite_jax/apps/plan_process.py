@@ -1,8 +1,9 @@
 """The process in which a plan is made: a request from standard input, a plan to standard output."""
 
 import json
+import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -14,12 +15,13 @@ from clip_lite_jax.apps.plan_chips import TOPOLOGIES, Chip, chip_of
 from clip_lite_jax.apps.plan_program import (
     Estimate,
     Program,
+    arguments_of,
     compile_step,
     estimate,
     parameters,
 )
-from clip_lite_jax.apps.plan_search import Change, batch_unit, changed, changes, largest_batch
-from clip_lite_jax.apps.plan_step import AbstractStep, vocabulary
+from clip_lite_jax.apps.plan_search import Change, changed, changes, largest_batch
+from clip_lite_jax.apps.plan_step import AbstractStep, learner_of, vocabulary
 from clip_lite_jax.config import Config, from_dict
 from clip_lite_jax.errors import ConfigError, UserError
 from clip_lite_jax.sharding import build_mesh
@@ -104,17 +106,23 @@ def make_plan(config: Config, request: Request) -> Plan:
     """
     target = build_target(request)
     step, program = _compile(config, target)
-    fits = None if target.memory is None else program.needed <= target.memory
+    memory = target.memory
+    if program.available is not None:
+        memory = min(program.available, memory or program.available)
+    fits = None if memory is None else program.fits(memory)
     attempts: list[Attempt] = []
+    notes = _notes(config)
     planned, dtype = program, config.model.dtype
-    if fits is False:
-        attempts, better = _first_that_fits(config, target, step, program)
+    if fits is False and memory is not None:
+        attempts, better = _first_that_fits(config, target, step, program.needed, memory)
+        if better is None:
+            notes.append(_no_way(step, target, program.needed, memory, attempts))
         if better is not None:
             planned = better
             dtype = changed(config, attempts[-1].change).model.dtype
     batches = None
-    if target.memory is not None and (request.fit_batch or _attached(request)):
-        batches = _largest_batch(config, target, program)
+    if memory is not None and (request.fit_batch or _attached(request)):
+        batches = _largest_batch(config, target, step, program, memory)
     size, source = vocabulary(config)
     return Plan(
         config=config.name,
@@ -126,9 +134,9 @@ def make_plan(config: Config, request: Request) -> Plan:
         dtype=dtype,
         vocabulary=size,
         vocabulary_source=source,
-        notes=_notes(config),
+        notes=notes,
         parameters=parameters(step.state.params),
-        memory=target.memory,
+        memory=memory,
         program=program,
         fits=fits,
         attempts=attempts,
@@ -166,7 +174,7 @@ def build_target(request: Request) -> Target:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit", memory)
     if request.memory_gib is not None:
         memory = round(request.memory_gib * GIB)
-    name = request.topology or f"{len(devices)} × {kind}"
+    name = request.topology or ("attached" if _attached(request) else "not there")
     return Target(name, build_mesh(devices), kind, chip, memory)
 
 
@@ -197,44 +205,70 @@ def _say(line: str) -> None:
 
 
 def _first_that_fits(
-    config: Config, target: Target, step: AbstractStep, program: Program
+    config: Config, target: Target, step: AbstractStep, needed: int, memory: int
 ) -> tuple[list[Attempt], Program | None]:
-    """Tries changes until the step fits."""
-    assert target.memory is not None
-    state = 0
-    room = target.memory - state
-    shrink = program.needed / room
+    """Tries changes until the step fits; none where what it is given does not."""
+    given = sum(arguments_of(step, target.mesh.size).values())
+    if given >= memory:
+        return [], None
     module = step.model.module
     towers = {"image": module.image_encoder, "text": module.text_encoder}
     remat = tuple(n for n, m in towers.items() if getattr(m, "remat", "full") != "full")
     attempts: list[Attempt] = []
-    for change in changes(config, shrink, remat):
+    for change in changes(config, (needed - given) / (memory - given), remat):
         try:
             _, found = _compile(changed(config, change), target)
         except ConfigError as error:
             attempts.append(Attempt(change, None, False, str(error)))
             continue
-        fits = found.needed <= target.memory
-        attempts.append(Attempt(change, found.needed, fits))
-        if fits:
+        attempts.append(Attempt(change, found.needed, found.fits(memory)))
+        if attempts[-1].fits:
             return attempts, found
     return attempts, None
 
 
-def _largest_batch(config: Config, target: Target, program: Program) -> Batches:
-    limit = target.memory
-    assert limit is not None
-    tried = {config.batch_size: program.needed}
+def _largest_batch(
+    config: Config, target: Target, step: AbstractStep, program: Program, memory: int
+) -> Batches:
+    tried = {config.batch_size: program}
+
+    def with_batch(batch: int) -> Config:
+        return replace(config, batch_size=batch)
+
+    def allowed(batch: int) -> bool:
+        try:
+            learner_of(with_batch(batch), step.model, target.mesh)
+        except ConfigError:
+            return False
+        return True
 
     def fits(batch: int) -> bool:
         if batch not in tried:
-            tried[batch] = _compile(changed(config, {"batch_size": str(batch)}), target)[1].needed
-        return tried[batch] <= limit
+            tried[batch] = _compile(with_batch(batch), target)[1]
+        return tried[batch].fits(memory)
 
-    largest, too_large = largest_batch(
-        fits, config.batch_size, batch_unit(config, target.mesh.size)
+    unit = target.mesh.size * config.accumulate
+    largest, too_large = largest_batch(fits, allowed, config.batch_size, unit)
+    needed = {batch: found.needed for batch, found in sorted(tried.items())}
+    return Batches(largest, too_large, needed)
+
+
+def _no_way(
+    step: AbstractStep, target: Target, needed: int, memory: int, attempts: list[Attempt]
+) -> str:
+    """What is left where no change of the configuration makes it fit."""
+    given = sum(arguments_of(step, target.mesh.size).values())
+    if not attempts:
+        return (
+            f"parameters, optimizer state and batch alone take {given / GIB:.2f} GiB, and every "
+            "device holds the first two whole: a smaller model, optim.name=sgd, or devices with "
+            "more memory"
+        )
+    times = 2 ** math.ceil(math.log2((needed - given) / (memory - given)))
+    return (
+        f"none of these is enough: a smaller batch_size, or {times} times as many devices, each "
+        f"with {1 / times:g} of the rows"
     )
-    return Batches(largest, too_large, tried)
 
 
 def _notes(config: Config) -> list[str]:

@@ -43,6 +43,12 @@ class Program:
     """What `needed` is made of; empty where the compiler gave up for lack of memory."""
     work: Work | None
     """None where the compiler gave up."""
+    available: int | None = None
+    """Bytes of memory that the compiler then said there are."""
+
+    def fits(self, memory: int) -> bool:
+        """Whether it runs on a device with so many bytes."""
+        return self.work is not None and self.needed <= memory
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,11 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[AbstractStep, Program]:
     try:
         compiled = step.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = memory_refused(str(error))
-        if needed is None:
+        refused = memory_refused(str(error))
+        if refused is None:
             raise
-        return step, Program(needed, time.perf_counter() - start, {}, None)
+        needed, available = refused
+        return step, Program(needed, time.perf_counter() - start, {}, None, available)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     moved = traffic(text)
@@ -90,36 +97,45 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[AbstractStep, Program]:
     return step, Program(sum(memory.values()), seconds, memory, work)
 
 
-def memory_refused(message: str) -> int | None:
-    """Bytes that a program needs, from a TPU compiler's refusal; None for any other error."""
+def memory_refused(message: str) -> tuple[int, int] | None:
+    """Bytes that a program needs and those there are, from a TPU compiler's refusal.
+
+    None for any other error.
+    """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    found = re.search(r"([\d.]+)([KMGT])\b", message)
-    return round(float(found[1]) * UNITS[found[2]]) if found else None
+    sizes = re.findall(r"([\d.]+)([KMGT])\b", message)
+    if len(sizes) < 2:
+        return None
+    needed, available = (round(float(number) * UNITS[unit]) for number, unit in sizes[:2])
+    return needed, available
 
 
 def memory_of(step: AbstractStep, analysis: Any, mesh: Mesh) -> dict[str, int]:
     """Bytes on one device, by what they are for; their sum is what the device must have."""
-    state, batch = step.state, step.batch
-    shards = batch_shards(mesh)
-    target = state.target
-    kept = 0 if target is None else size(target.params) + size(target.memory) // shards
+    arguments = arguments_of(step, batch_shards(mesh))
+    # An update in place: most of the new state lies where the old one lay.
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return arguments | {
+        "padding of these": max(0, analysis.argument_size_in_bytes - sum(arguments.values())),
+        "temporaries": analysis.temp_size_in_bytes + new,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+
+
+def arguments_of(step: AbstractStep, devices: int) -> dict[str, int]:
+    """Bytes on one of the devices of what a step takes, padding left out."""
+    state, target = step.state, step.state.target
+    kept = 0 if target is None else size(target.params) + size(target.memory) // devices
     parts = {
         "parameters": size(state.params),
         "optimizer state": size(state.opt_state),
         "moving average": size(state.ema),
         "batch statistics": size(state.model_state),
         "kept for negatives": kept,
-        "batch": size(batch) // shards,
+        "batch": size(step.batch) // devices,
     }
-    given = analysis.argument_size_in_bytes
-    # An update in place: most of the new state lies where the old one lay.
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {name: value for name, value in parts.items() if value} | {
-        "padding of these": max(0, given - sum(parts.values())),
-        "temporaries": analysis.temp_size_in_bytes + new,
-        "program": analysis.generated_code_size_in_bytes,
-    }
+    return {name: value for name, value in parts.items() if value}
 
 
 def size(tree: Any) -> int:

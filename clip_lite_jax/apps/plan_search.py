@@ -39,40 +39,37 @@ def changes(config: Config, shrink: float, remat: tuple[str, ...]) -> Iterator[C
             yield {"batch_size": str(config.batch_size // half)}
 
 
-def largest_batch(fits: Callable[[int], bool], start: int, unit: int) -> tuple[int, int | None]:
-    """The largest batch that fits, and the smallest seen that does not (None: all seen fit).
+def largest_batch(
+    fits: Callable[[int], bool], allowed: Callable[[int], bool], start: int, unit: int
+) -> tuple[int, int | None]:
+    """The largest batch that fits, and the smallest seen that does not; None if all seen fit.
 
-    Doubles or halves from `start`, then bisects to an eighth of the result; all are multiples of
-    `unit`.  0 where not even `unit` fits.
+    Doubles or halves from `start`, then bisects until the two differ by an eighth or nothing that
+    is `allowed` lies between; all are multiples of `unit`.  0 where nothing fits.
     """
     low, high = 0, None
-    batch = max(unit, start // unit * unit)
-    while high is None and batch <= start * LARGEST:
+    batch = start
+    while high is None and batch <= start * FURTHEST:
         if fits(batch):
             low, batch = batch, 2 * batch
         else:
             high = batch
-    while low == 0 and high is not None and high > unit:
-        batch = max(unit, high // 2 // unit * unit)
+    if high is None:
+        return low, None
+    while low == 0 and batch > unit:
+        batch = max(unit, batch // 2 // unit * unit)
+        if allowed(batch):
+            low, high = (batch, high) if fits(batch) else (0, batch)
+    between = [n for n in range(low + unit, high, unit) if allowed(n)] if low else []
+    while between and high - low > low // 8:
+        batch = between[len(between) // 2]
         if fits(batch):
             low = batch
         else:
             high = batch
-    while low and high is not None and high - low > max(unit, low // 8):
-        batch = (low + high) // 2 // unit * unit
-        if fits(batch):
-            low = batch
-        else:
-            high = batch
+        between = [n for n in between if low < n < high]
     return low, high
 
 
-LARGEST = 1024
+FURTHEST = 1024
 """Times the configured batch: where the search stops."""
-
-
-def batch_unit(config: Config, devices: int) -> int:
-    """Batches are multiples of this: rows for every device and part, whole blocks and lanes."""
-    negatives = config.negatives
-    lanes = negatives.lanes or 1
-    return math.lcm(devices * config.accumulate, negatives.block or lanes**2 * config.accumulate)

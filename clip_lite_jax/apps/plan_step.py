@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import Config, EncoderConfig
 from clip_lite_jax.data.tokenizer import load_tokenizer
+from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.features import check_cache
-from clip_lite_jax.learner import build_learner
+from clip_lite_jax.learner import Learner, build_learner
 from clip_lite_jax.models import Inputs, Model, build_model
 from clip_lite_jax.optim import build_optimizer, frozen_towers
+from clip_lite_jax.sharding import batch_shards
 from clip_lite_jax.train_state import GROUP_COLUMNS, TrainState, init_state
 from clip_lite_jax.train_step import make_train_step
 
@@ -45,14 +47,15 @@ def vocabulary(config: Config) -> tuple[int, str]:
     Raises:
       ConfigError: `data.tokenizer` is there and cannot be read.
     """
-    path = config.data.tokenizer
-    if path is not None and Path(path).exists():
-        return load_tokenizer(path, config.data).vocab_size, f"data.tokenizer={path}"
+    path = config.data.tokenizer or config.model.text.init_from
+    if path is None:
+        return config.data.vocab_size, "data.vocab_size"
+    if Path(path).exists():
+        return load_tokenizer(path, config.data).vocab_size, f"of {path}"
     name = config.model.text.name
-    if path is not None and name in VOCABULARIES:
-        assumed = f"assumed, of the published {name}: data.tokenizer={path} is not there"
-        return VOCABULARIES[name], assumed
-    return config.data.vocab_size, "data.vocab_size"
+    if name in VOCABULARIES:
+        return VOCABULARIES[name], f"assumed, of the published {name}: {path} is not there"
+    return config.data.vocab_size, f"assumed, data.vocab_size: {path} is not there"
 
 
 def without_weights(config: Config) -> Config:
@@ -71,6 +74,7 @@ def abstract_step(config: Config, mesh: Mesh) -> AbstractStep:
     Raises:
       ConfigError: what does not go together, or sizes that do not divide.
     """
+    check_batch(config, batch_shards(mesh))
     config = without_weights(config)
     model = build_model(
         config.model,
@@ -83,7 +87,17 @@ def abstract_step(config: Config, mesh: Mesh) -> AbstractStep:
     if config.optim.frozen:
         model = model.freeze(frozen_towers(config.optim, config.steps, params))
     check_cache(config, model.module.frozen)
-    learner = build_learner(
+    learner = learner_of(config, model, mesh)
+    optimizer = build_optimizer(config.optim, config.steps, params)
+    state = _abstract_state(config, model, optimizer, mesh)
+    batch = _abstract_batch(config, model, state)
+    step: Any = make_train_step(learner, optimizer, mesh, config.optim.ema_decay)
+    return AbstractStep(model, state, batch, step.lower(state, batch))
+
+
+def learner_of(config: Config, model: Model, mesh: Mesh) -> Learner:
+    """The learner of a run; raises `ConfigError`, see `build_learner`."""
+    return build_learner(
         model,
         config.objective,
         config.negatives,
@@ -92,11 +106,19 @@ def abstract_step(config: Config, mesh: Mesh) -> AbstractStep:
         config.seed,
         config.accumulate,
     )
-    optimizer = build_optimizer(config.optim, config.steps, params)
-    state = _abstract_state(config, model, optimizer, mesh)
-    batch = _abstract_batch(config, model, state)
-    step: Any = make_train_step(learner, optimizer, mesh, config.optim.ema_decay)
-    return AbstractStep(model, state, batch, step.lower(state, batch))
+
+
+def check_batch(config: Config, devices: int) -> None:
+    """Raises `ConfigError` unless every device gets as many rows of every part of a batch."""
+    rows, parts = config.batch_size, config.accumulate
+    if rows % (devices * parts):
+        step = devices * parts
+        near = sorted({max(1, rows // step) * step, -(-rows // step) * step})
+        of_parts = f" in accumulate={parts} parts" if parts > 1 else ""
+        raise ConfigError(
+            f"batch_size={rows}{of_parts} does not divide over {devices} devices: use "
+            f"{' or '.join(map(str, near))}"
+        )
 
 
 def _abstract_state(

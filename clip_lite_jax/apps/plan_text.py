@@ -33,7 +33,7 @@ def _table(rows: Iterable[Row]) -> str:
 def _head(plan: dict[str, Any]) -> list[Row]:
     return [
         ("config", "", plan["config"]),
-        ("devices", "", f"{plan['target']}: {plan['devices']} × {plan['device_kind']}"),
+        ("devices", "", f"{plan['devices']} × {plan['device_kind']} ({plan['target']})"),
         (
             "batch",
             "",
@@ -54,14 +54,14 @@ def _parameters(plan: dict[str, Any]) -> list[Row]:
 def _memory(plan: dict[str, Any]) -> list[Row]:
     program, limit = plan["program"], plan["memory"]
     needed = program["needed"]
-    rows = [("memory of a device", f"{gib(needed)}", "needed")]
-    rows += [(f"  {name}", gib(size), "") for name, size in program["memory"].items()]
+    rows = [("memory of a device", binary(needed), "needed")]
+    rows += [(f"  {name}", binary(size), "") for name, size in program["memory"].items()]
     if limit is None:
         return [*rows, ("  it has", "?", "not stated: --memory GIB")]
-    rows.append(("  it has", gib(limit), ""))
+    rows.append(("  it has", binary(limit), ""))
     if plan["fits"]:
-        return [*rows, ("  left", gib(limit - needed), "it fits")]
-    return [*rows, ("  missing", gib(needed - limit), "IT DOES NOT FIT")]
+        return [*rows, ("  left", binary(limit - needed), "it fits")]
+    return [*rows, ("  missing", binary(needed - limit), "IT DOES NOT FIT")]
 
 
 def _attempts(plan: dict[str, Any]) -> list[Row]:
@@ -72,7 +72,7 @@ def _attempts(plan: dict[str, Any]) -> list[Row]:
             rows.append((f"  {flags}", "-", attempt["reason"]))
         else:
             verdict = "fits: the figures below are of it" if attempt["fits"] else "does not fit"
-            rows.append((f"  {flags}", gib(attempt["needed"]), verdict))
+            rows.append((f"  {flags}", binary(attempt["needed"]), verdict))
     return rows
 
 
@@ -129,8 +129,9 @@ def _batches(plan: dict[str, Any]) -> list[Row]:
     remark = "the search stops here" if more is None else f"{more:,} does not fit"
     rows: list[Row] = [("largest batch", f"{found['largest']:,}", remark)]
     tried = sorted(found["tried"].items(), key=lambda item: int(item[0]))
-    return rows + [(f"  {int(batch):,}", gib(needed), "") for batch, needed in tried]
+    return rows + [(f"  {int(batch):,}", binary(needed), "") for batch, needed in tried]
 
 
-def gib(size: int) -> str:
-    return f"{size / GIB:.3f} GiB"
+def binary(size: int) -> str:
+    """Bytes in GiB, or in MiB where they are few."""
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.2f} MiB"
