@@ -94,8 +94,10 @@ def environment(request: Request) -> dict[str, str]:
         variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         # Without these two it complains that it finds no host of TPUs.
         variables |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_HOST_BOUNDS": "1,1,1"}
-        # libtpu would stop at flags of the CPU's compiler.
-        variables.pop("XLA_FLAGS", None)
+        # libtpu would stop at flags of the CPU's compiler, and what it compiles for devices that
+        # are not there cannot be read back from a cache.
+        for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+            variables.pop(name, None)
         variables.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     elif request.devices is not None:
         # The last of equal flags holds.
