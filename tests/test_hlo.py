@@ -248,7 +248,8 @@ def test_a_batch_of_products_on_tpus() -> None:
 
 
 CUDNN = (
-    "(f32[{result}]{{3,2,1,0}}, u8[64]{{0}}) custom-call(%p0, %p1), window={{size=3x3 stride=2x2}}, "
+    "(f32[{result}]{{3,2,1,0}}, u8[64]{{0}}) custom-call(%p0, %p1), "
+    "window={{size=3x3 stride=2x2}}, "
     'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn${target}"'
 )
 CUBLAS = (
