@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from image_references import generated
 
 from clip_lite_jax.config import Config, DataConfig, EncoderConfig, ModelConfig
+from clip_lite_jax.data.glove import read_glove
 from clip_lite_jax.data.tokenizer import load_tokenizer
 from clip_lite_jax.errors import CheckpointError, ConfigError
 from clip_lite_jax.models import build_model
@@ -24,7 +25,6 @@ from clip_lite_jax.models.bert import Bert, relative_buckets
 from clip_lite_jax.models.text_encoders import TEXT_ENCODERS
 from clip_lite_jax.models.transformer import ClipText, Transformer
 from clip_lite_jax.models.word_vectors import WordVectors
-from clip_lite_jax.pretrained.glove import read_glove
 from clip_lite_jax.pretrained.names import read, write
 from clip_lite_jax.pretrained.text import bert_namings, clip_text_namings
 from clip_lite_jax.pretrained.towers import load_towers, resolve

@@ -13,9 +13,9 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.caption_ops import NORMALIZATIONS
+from clip_lite_jax.data.glove import read_glove
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.files import read_json
-from clip_lite_jax.pretrained.glove import read_glove
 
 MAX_CAPTION_BYTES = 4096
 """Longer captions are left out of tokenizer training (SentencePiece drops them as well)."""

@@ -11,7 +11,7 @@ from clip_lite_jax.models.layers import masked_mean
 
 
 class WordVectors(nn.Module):
-    """Embeddings averaged over the real tokens; `pretrained.glove` reads published ones."""
+    """Embeddings averaged over the real tokens; `data.glove` reads published ones."""
 
     vocab_size: int
     max_tokens: int

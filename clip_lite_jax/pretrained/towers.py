@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from clip_lite_jax.config import Config, EncoderConfig, ModelConfig, Options, from_dict
 from clip_lite_jax.config.types import Triple
+from clip_lite_jax.data.glove import read_glove
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.files import read_json
 from clip_lite_jax.models import Model, build_model
@@ -22,7 +23,6 @@ from clip_lite_jax.models.vit import ViT
 from clip_lite_jax.models.word_vectors import WordVectors
 from clip_lite_jax.pretrained.efficientnet import efficientnet_namings
 from clip_lite_jax.pretrained.files import read_weights, resolve_path
-from clip_lite_jax.pretrained.glove import read_glove
 from clip_lite_jax.pretrained.hf_config import hf_text_options
 from clip_lite_jax.pretrained.names import Link, Naming, Weights, best, read
 from clip_lite_jax.pretrained.resnet import clip_resnet_namings, resnet_namings
