@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import flops
 import jax
 import pytest
 from conftest import tiny_config
@@ -72,7 +73,7 @@ def test_quickstart_on_tpus(libtpu: None) -> None:
     assert work["sent"]["all-reduce"] == pytest.approx(2 * 7 / 8 * 4 * count, rel=1e-3)
     assert work["sent"]["all-to-all"] > 0  # hard negatives are dealt
     assert work["sent"]["all-gather"] == 0
-    assert 8 * work["flops"] == pytest.approx(quickstart_flops(128), rel=0.02)
+    assert 8 * work["flops"] == pytest.approx(quickstart_flops(128), rel=1e-3)
     # At the least: parameters, moments and average once there and back.
     assert work["bytes_moved"] > 2 * 4 * 4 * count
     assert found["estimate"]["seconds"]["compute"] == pytest.approx(
@@ -80,24 +81,16 @@ def test_quickstart_on_tpus(libtpu: None) -> None:
     )
 
 
-def on_border(side: int) -> int:
-    """Products of a kernel of three with a row of `side` pixels, zeros around them left out."""
-    return 3 * side - 2
-
-
 def quickstart_flops(batch: int) -> int:
-    """Of the image encoder and the critic; there is no attention."""
-    image = 0
-    inputs, side = 3, 48
+    """There is no attention, and pixels have no gradient."""
+    convolutions, inputs, side = 0, 3, 48
     for width, stride in ((48, 4), (96, 2), (192, 2)):
         side //= stride
         patches = inputs * width * stride**2 * side**2
-        image += patches * (3 if inputs > 3 else 2)  # pixels have no gradient
-        image += 2 * 3 * width**2 * on_border(side) ** 2
+        convolutions += (2 if inputs == 3 else 3) * patches
+        convolutions += 3 * 2 * width**2 * flops.places(side, 3, 1) ** 2
         inputs = width
-    # Both sides project 192 features: a hidden layer of 512, a shortcut, 256 numbers.
-    critic = 2 * 3 * (192 * 512 + 512 * 256 + 192 * 256)
-    return 2 * batch * (image + critic)
+    return 2 * batch * (convolutions + 3 * 2 * flops.head(192, 512, 256))
 
 
 RESNET50 = {
@@ -132,29 +125,17 @@ def test_resnet50_on_tpus(libtpu: None, capsys: pytest.CaptureFixture[str], tmp_
     assert work["sent"]["all-reduce"] == pytest.approx(2 * 3 / 4 * 2 * count, rel=0.01)
     # Statistics of a batch stay on their device, so not every layer waits for the network.
     assert work["exchanges"]["all-reduce"] < 20
-    assert 4 * work["flops"] == pytest.approx(resnet50_flops(64), rel=0.03)
+    assert 4 * work["flops"] == pytest.approx(resnet50_flops(64), rel=1e-3)
     assert "bound by" in printed
     assert "USD" in printed
 
 
 def resnet50_flops(batch: int) -> int:
-    """Of ResNet-50 on pictures of 32 pixels and one layer of BERT on 30 tokens."""
-    side = 16
-    image = 2 * 3 * 64 * (7 * side - 3 * 2) ** 2  # forward, and the gradient of the kernel
-    side, inputs = 8, 64
-    for width, layers, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for layer in range(layers):
-            first = stride if layer == 0 else 1
-            places = on_border(side) if first == 1 else on_border(side) // 2
-            after = side // first
-            image += 3 * inputs * width * side**2
-            image += 3 * width**2 * places**2
-            image += 3 * width * 4 * width * after**2
-            if layer == 0:
-                image += 3 * inputs * 4 * width * after**2
-            inputs, side = 4 * width, after
-    text = 3 * (30 * 12 * 768**2 + 2 * 30**2 * 768)
-    return 2 * batch * (image + text)
+    """Of ResNet-50 on pictures of 32 pixels, one layer of BERT on 30 tokens, and the critic."""
+    image, text = flops.resnet50(32), flops.transformer(1, 768, 30)
+    heads = flops.head(2048, 64, 64) + flops.head(768, 64, 64)
+    forward = sum(image.values()) + sum(text.values()) + 768**2 + heads  # with BERT's pooler
+    return 2 * batch * (3 * forward - image["stem"])
 
 
 @needs_libtpu

@@ -1,5 +1,6 @@
 """A plan as text."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,15 +83,17 @@ def _work(plan: dict[str, Any]) -> list[Row]:
         ("a step of a device", "", ""),
         (
             "  products",
-            f"{work['flops'] / 1e9:,.1f} GFLOP",
+            f"{number(work['flops'] / 1e9)} GFLOP",
             f"{devices * work['flops']:.4g} FLOP on all",
         ),
-        ("  main memory", f"{work['bytes_moved'] / 1e9:,.3f} GB", "read and written"),
-        ("  sent", f"{sum(work['sent'].values()) / 1e6:,.3f} MB", ""),
+        ("  main memory", f"{number(work['bytes_moved'] / 1e9)} GB", "read and written"),
+        ("  sent", f"{number(sum(work['sent'].values()) / 1e6)} MB", ""),
     ]
     for kind, number in work["exchanges"].items():
         if number:
-            rows.append((f"    {kind}", f"{work['sent'][kind] / 1e6:,.3f} MB", f"{number} times"))
+            rows.append(
+                (f"    {kind}", f"{number(work['sent'][kind] / 1e6)} MB", f"{number} times")
+            )
     return rows
 
 
@@ -106,20 +109,20 @@ def _time(plan: dict[str, Any]) -> list[Row]:
         "memory": "at full speed",
         "network": "at full speed, all links",
     }
-    rows = [("time of a step", f"{step * 1e3:,.3f} ms", f"bound by {bound}")]
+    rows = [("time of a step", f"{number(step * 1e3)} ms", f"bound by {bound}")]
     rows += [
-        (f"  {name}", f"{value * 1e3:,.3f} ms", remarks[name]) for name, value in seconds.items()
+        (f"  {name}", f"{number(value * 1e3)} ms", remarks[name]) for name, value in seconds.items()
     ]
     hours = step * plan["steps"] / 3600
     rows += [
-        ("steps/s", f"{1 / step:,.2f}", ""),
+        ("steps/s", number(1 / step), "input and launch not counted"),
         ("images/s", f"{plan['batch_size'] / step:,.0f}", ""),
-        ("hours", f"{hours:,.1f}", f"for {plan['steps']:,} steps"),
-        ("chip-hours", f"{hours * plan['devices']:,.0f}", ""),
+        ("hours", number(hours), f"for {plan['steps']:,} steps"),
+        ("chip-hours", number(hours * plan["devices"]), ""),
     ]
     if plan["price"] is not None:
         cost = hours * plan["devices"] * plan["price"]
-        rows.append(("cost", f"{cost:,.0f} USD", f"at {plan['price']:g} USD per chip-hour"))
+        rows.append(("cost", f"{cost:,.2f} USD", f"at {plan['price']:g} USD per chip-hour"))
     return rows
 
 
@@ -130,6 +133,12 @@ def _batches(plan: dict[str, Any]) -> list[Row]:
     rows: list[Row] = [("largest batch", f"{found['largest']:,}", remark)]
     tried = sorted(found["tried"].items(), key=lambda item: int(item[0]))
     return rows + [(f"  {int(batch):,}", binary(needed), "") for batch, needed in tried]
+
+
+def number(value: float) -> str:
+    """Four digits, or as many as there are before the point."""
+    digits = 3 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{min(max(digits, 0), 6)}f}"
 
 
 def binary(size: int) -> str:

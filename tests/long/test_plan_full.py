@@ -1,0 +1,66 @@
+"""Plans of two recipes at full size, for TPUs.
+
+Kept out of the ordinary run because compiling them takes five minutes; `tests/test_plan.py`
+compiles the same steps on small pictures or with few devices.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import flops
+from test_plan import LIBTPU, needs_libtpu
+
+from clip_lite_jax.apps.plan import Request, plan
+from clip_lite_jax.config import load_config
+
+pytestmark = needs_libtpu
+
+
+@pytest.fixture(autouse=True)
+def libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(LIBTPU))
+
+
+def planned(config: str, topology: str) -> dict[str, Any]:
+    found = plan(load_config(config), Request(topology))
+    assert found["fits"] is True
+    memory = found["program"]["memory"]
+    assert memory["parameters"] == 4 * sum(found["parameters"].values())
+    return found
+
+
+def test_the_main_recipe_of_the_paper() -> None:
+    found = planned("configs/paper.py", "v5e:2x4")
+    assert found["parameters"]["image_encoder"] == 23_508_032
+    image, text = flops.resnet50(224), flops.transformer(12, 768, 30)
+    heads = flops.head(2048, 2048, 2048) + flops.head(768, 2048, 2048)
+    forward = sum(image.values()) + sum(text.values()) + heads
+    # Of drawn features, that have no gradient, and of the encoders' own.
+    priors = sum(2 * (2 * n * 1000 + 3 * (1000 * 200 + 200)) + n * 1000 for n in (2048, 768))
+    expected = 2 * 128 * (3 * forward - image["stem"] + priors)
+    assert found["program"]["work"]["flops"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_vit_l14_with_a_batch_of_32768() -> None:
+    found = planned("configs/vit_l14.py", "v5e:16x16")
+    image, text = flops.transformer(24, 1024, 257), flops.transformer(12, 768, 77)
+    patches = 256 * 14**2 * 3 * 1024
+    heads = flops.head(1024, 768, 768) + flops.head(768, 768, 768) + 768**2
+    forward = sum(image.values()) + sum(text.values()) + patches + heads
+    # Computed again: all of a block but the perceptron's second layer, which nothing needs.
+    again = sum(
+        part["attention"] + part["attention's and perceptron's weights"] * 2 // 3
+        for part in (image, text)
+    )
+    expected = 2 * 128 * (3 * forward - patches + again)
+    assert found["program"]["work"]["flops"] == pytest.approx(expected, rel=1e-3)
+    # Gradients in the bfloat16 that made them, all of them, and nothing else.
+    count = sum(found["parameters"].values())
+    sent = found["program"]["work"]["sent"]
+    assert sent["all-reduce"] == pytest.approx(2 * 255 / 256 * 2 * count, rel=0.01)
+    assert sum(sent.values()) == sent["all-reduce"]
