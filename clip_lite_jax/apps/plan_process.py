@@ -46,8 +46,8 @@ class Attempt:
     """A compilation, and what was changed for it."""
 
     change: Change
-    needed: int | None
-    """Bytes; None where the change does not go together with the rest."""
+    program: Program | None
+    """None where the change does not go together with the rest."""
     fits: bool
     reason: str = ""
 
@@ -81,8 +81,10 @@ class Plan:
     program: Program
     fits: bool | None
     attempts: list[Attempt]
+    """Changes that were tried because it does not fit; the last one fits, or none does."""
     planned: Program
-    """The program that the estimate is of: of the first change that fits, if one was needed."""
+    """What the estimate is of: `program`, or that of the change that fits."""
+    planned_batch_size: int
     estimate: Estimate | None
     price: float | None
     batches: Batches | None
@@ -110,16 +112,15 @@ def make_plan(config: Config, request: Request) -> Plan:
     if program.available is not None:
         memory = min(program.available, memory or program.available)
     fits = None if memory is None else program.fits(memory)
-    attempts: list[Attempt] = []
     notes = _notes(config)
-    planned, dtype = program, config.model.dtype
+    attempts: list[Attempt] = []
+    planned, of = program, config
     if fits is False and memory is not None:
-        attempts, better = _first_that_fits(config, target, step, program.needed, memory)
-        if better is None:
+        attempts = _attempts(config, target, step, program.needed, memory)
+        if attempts and attempts[-1].fits and attempts[-1].program:
+            planned, of = attempts[-1].program, changed(config, attempts[-1].change)
+        else:
             notes.append(_no_way(step, target, program.needed, memory, attempts))
-        if better is not None:
-            planned = better
-            dtype = changed(config, attempts[-1].change).model.dtype
     batches = None
     if memory is not None and (request.fit_batch or _attached(request)):
         batches = _largest_batch(config, target, step, program, memory)
@@ -131,7 +132,7 @@ def make_plan(config: Config, request: Request) -> Plan:
         devices=target.mesh.size,
         batch_size=config.batch_size,
         steps=config.steps,
-        dtype=dtype,
+        dtype=config.model.dtype,
         vocabulary=size,
         vocabulary_source=source,
         notes=notes,
@@ -141,8 +142,9 @@ def make_plan(config: Config, request: Request) -> Plan:
         fits=fits,
         attempts=attempts,
         planned=planned,
+        planned_batch_size=of.batch_size,
         estimate=(
-            estimate(planned.work, target.chip, dtype, request.utilization)
+            estimate(planned.work, target.chip, of.model.dtype, request.utilization)
             if planned.work and target.chip
             else None
         ),
@@ -204,27 +206,26 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _first_that_fits(
+def _attempts(
     config: Config, target: Target, step: AbstractStep, needed: int, memory: int
-) -> tuple[list[Attempt], Program | None]:
-    """Tries changes until the step fits; none where what it is given does not."""
+) -> list[Attempt]:
+    """Changes until one fits; none where what the step is given does not fit by itself."""
     given = sum(arguments_of(step, target.mesh.size).values())
     if given >= memory:
-        return [], None
+        return []
     module = step.model.module
     towers = {"image": module.image_encoder, "text": module.text_encoder}
     remat = tuple(n for n, m in towers.items() if getattr(m, "remat", "full") != "full")
     attempts: list[Attempt] = []
     for change in changes(config, (needed - given) / (memory - given), remat):
         try:
-            _, found = _compile(changed(config, change), target)
+            _, program = _compile(changed(config, change), target)
+            attempts.append(Attempt(change, program, program.fits(memory)))
         except ConfigError as error:
             attempts.append(Attempt(change, None, False, str(error)))
-            continue
-        attempts.append(Attempt(change, found.needed, found.fits(memory)))
         if attempts[-1].fits:
-            return attempts, found
-    return attempts, None
+            break
+    return attempts
 
 
 def _largest_batch(
@@ -243,8 +244,11 @@ def _largest_batch(
         return True
 
     def fits(batch: int) -> bool:
-        if batch not in tried:
-            tried[batch] = _compile(with_batch(batch), target)[1]
+        try:
+            if batch not in tried:
+                tried[batch] = _compile(with_batch(batch), target)[1]
+        except ConfigError:  # of an encoder, such as groups of batch statistics
+            return False
         return tried[batch].fits(memory)
 
     unit = target.mesh.size * config.accumulate

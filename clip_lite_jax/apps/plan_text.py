@@ -49,7 +49,7 @@ def _head(plan: dict[str, Any]) -> list[Row]:
 def _parameters(plan: dict[str, Any]) -> list[Row]:
     parts = plan["parameters"]
     rows = [("parameters", f"{sum(parts.values()):,}", "")]
-    return rows + [(f"  {name}", f"{number:,}", "") for name, number in parts.items()]
+    return rows + [(f"  {name}", f"{count:,}", "") for name, count in parts.items()]
 
 
 def _memory(plan: dict[str, Any]) -> list[Row]:
@@ -69,11 +69,11 @@ def _attempts(plan: dict[str, Any]) -> list[Row]:
     rows: list[Row] = [("to make it fit", "", "")]
     for attempt in plan["attempts"]:
         flags = " ".join(f"--config.{name}={value}" for name, value in attempt["change"].items())
-        if attempt["needed"] is None:
+        if attempt["program"] is None:
             rows.append((f"  {flags}", "-", attempt["reason"]))
         else:
             verdict = "fits: the figures below are of it" if attempt["fits"] else "does not fit"
-            rows.append((f"  {flags}", binary(attempt["needed"]), verdict))
+            rows.append((f"  {flags}", binary(attempt["program"]["needed"]), verdict))
     return rows
 
 
@@ -89,11 +89,10 @@ def _work(plan: dict[str, Any]) -> list[Row]:
         ("  main memory", f"{number(work['bytes_moved'] / 1e9)} GB", "read and written"),
         ("  sent", f"{number(sum(work['sent'].values()) / 1e6)} MB", ""),
     ]
-    for kind, number in work["exchanges"].items():
-        if number:
-            rows.append(
-                (f"    {kind}", f"{number(work['sent'][kind] / 1e6)} MB", f"{number} times")
-            )
+    for kind, times in work["exchanges"].items():
+        if times:
+            sent = f"{number(work['sent'][kind] / 1e6)} MB"
+            rows.append((f"    {kind}", sent, f"{times} times"))
     return rows
 
 
@@ -116,7 +115,7 @@ def _time(plan: dict[str, Any]) -> list[Row]:
     hours = step * plan["steps"] / 3600
     rows += [
         ("steps/s", number(1 / step), "input and launch not counted"),
-        ("images/s", f"{plan['batch_size'] / step:,.0f}", ""),
+        ("images/s", number(plan["planned_batch_size"] / step), ""),
         ("hours", number(hours), f"for {plan['steps']:,} steps"),
         ("chip-hours", number(hours * plan["devices"]), ""),
     ]
