@@ -361,9 +361,16 @@ def test_frozen_towers_and_weights_of_others() -> None:
 def test_a_roofline() -> None:
     chip = CHIPS["v5e"]
     work = Work(197 * 10**9, 819 * 10**6, {"all-reduce": 200 * 10**6}, {"all-reduce": 1})
-    found = estimate(work, chip, "bfloat16", 0.5)
+    config = load_config("configs/paper.py")  # bfloat16, 1,024 pairs, 250,000 steps
+    found = estimate(work, chip, config, 8, 0.5, price=1.5)
     assert found.seconds == pytest.approx({"compute": 2e-3, "memory": 1e-3, "network": 1e-3})
-    assert (found.step, found.bound) == (pytest.approx(2e-3), "compute")
+    assert found.bound == "compute"
+    assert found.steps_per_second == pytest.approx(500)
+    assert found.images_per_second == pytest.approx(512_000)
+    assert found.hours == pytest.approx(500 / 3600)
+    assert found.cost == pytest.approx(8 * 1.5 * 500 / 3600)
+    slow = Work(1, 819 * 10**6, {}, {})
+    assert estimate(slow, chip, config, 8, 0.5).bound == "memory"
 
 
 def test_chips_by_what_devices_call_themselves() -> None:

@@ -84,9 +84,7 @@ class Plan:
     """Changes that were tried because it does not fit; the last one fits, or none does."""
     planned: Program
     """What the estimate is of: `program`, or that of the change that fits."""
-    planned_batch_size: int
     estimate: Estimate | None
-    price: float | None
     batches: Batches | None
 
 
@@ -124,6 +122,11 @@ def make_plan(config: Config, request: Request) -> Plan:
     batches = None
     if memory is not None and (request.fit_batch or _attached(request)):
         batches = _largest_batch(config, target, step, program, memory)
+    expected = None
+    if planned.work and target.chip:
+        expected = estimate(
+            planned.work, target.chip, of, target.mesh.size, request.utilization, request.price
+        )
     size, source = vocabulary(config)
     return Plan(
         config=config.name,
@@ -142,13 +145,7 @@ def make_plan(config: Config, request: Request) -> Plan:
         fits=fits,
         attempts=attempts,
         planned=planned,
-        planned_batch_size=of.batch_size,
-        estimate=(
-            estimate(planned.work, target.chip, of.model.dtype, request.utilization)
-            if planned.work and target.chip
-            else None
-        ),
-        price=request.price,
+        estimate=expected,
         batches=batches,
     )
 

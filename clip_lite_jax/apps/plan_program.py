@@ -53,19 +53,20 @@ class Program:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A roofline: the longest of three times, each as if the other two took none."""
+    """A roofline: a step takes the longest of three times, each as if the other two took none."""
 
+    utilization: float
+    """Part of the peak at which products are made."""
     seconds: dict[str, float]
     """Of a step, by what takes it: ``compute``, ``memory``, ``network``."""
-    utilization: float
-
-    @property
-    def step(self) -> float:
-        return max(self.seconds.values())
-
-    @property
-    def bound(self) -> str:
-        return max(self.seconds, key=lambda name: self.seconds[name])
+    bound: str
+    """What takes longest."""
+    steps_per_second: float
+    images_per_second: float
+    hours: float
+    chip_hours: float
+    cost: float | None
+    """In USD, or None without a price."""
 
 
 def compile_step(config: Config, mesh: Mesh) -> tuple[AbstractStep, Program]:
@@ -152,14 +153,30 @@ def parameters(params: Mapping[str, Any]) -> dict[str, int]:
     return {name: count(tree) for name, tree in params.items()}
 
 
-def estimate(work: Work, chip: Chip, dtype: str, utilization: float) -> Estimate:
-    """The roofline of a step: products at `utilization` of the peak, the rest at full speed."""
-    peak = chip.bfloat16_tflops if dtype == "bfloat16" else chip.float32_tflops
+def estimate(
+    work: Work,
+    chip: Chip,
+    config: Config,
+    devices: int,
+    utilization: float,
+    price: float | None = None,
+) -> Estimate:
+    """The roofline of a run: products at `utilization` of the peak, the rest at full speed."""
+    peak = chip.bfloat16_tflops if config.model.dtype == "bfloat16" else chip.float32_tflops
+    seconds = {
+        "compute": work.flops / (peak * 1e12 * utilization),
+        "memory": work.bytes_moved / (chip.memory_gb_s * 1e9),
+        "network": sum(work.sent.values()) / (chip.network_gb_s * 1e9),
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    hours = seconds[bound] * config.steps / 3600
     return Estimate(
-        {
-            "compute": work.flops / (peak * 1e12 * utilization),
-            "memory": work.bytes_moved / (chip.memory_gb_s * 1e9),
-            "network": sum(work.sent.values()) / (chip.network_gb_s * 1e9),
-        },
-        utilization,
+        utilization=utilization,
+        seconds=seconds,
+        bound=bound,
+        steps_per_second=1 / seconds[bound],
+        images_per_second=config.batch_size / seconds[bound],
+        hours=hours,
+        chip_hours=hours * devices,
+        cost=None if price is None else hours * devices * price,
     )

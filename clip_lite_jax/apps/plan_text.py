@@ -100,28 +100,25 @@ def _time(plan: dict[str, Any]) -> list[Row]:
     found = plan["estimate"]
     if found is None:
         return [("time", "?", f"no speed is known of {plan['device_kind']}")]
-    seconds = found["seconds"]
-    step = max(seconds.values())
-    bound = max(seconds, key=lambda name: seconds[name])
+    seconds, bound = found["seconds"], found["bound"]
     remarks = {
         "compute": f"at {found['utilization']:.0%} of the peak",
         "memory": "at full speed",
         "network": "at full speed, all links",
     }
-    rows = [("time of a step", f"{number(step * 1e3)} ms", f"bound by {bound}")]
+    rows = [("time of a step", f"{number(seconds[bound] * 1e3)} ms", f"bound by {bound}")]
     rows += [
         (f"  {name}", f"{number(value * 1e3)} ms", remarks[name]) for name, value in seconds.items()
     ]
-    hours = step * plan["steps"] / 3600
     rows += [
-        ("steps/s", number(1 / step), "input and launch not counted"),
-        ("images/s", number(plan["planned_batch_size"] / step), ""),
-        ("hours", number(hours), f"for {plan['steps']:,} steps"),
-        ("chip-hours", number(hours * plan["devices"]), ""),
+        ("steps/s", number(found["steps_per_second"]), "input and launch not counted"),
+        ("images/s", number(found["images_per_second"]), ""),
+        ("hours", number(found["hours"]), f"for {plan['steps']:,} steps"),
+        ("chip-hours", number(found["chip_hours"]), ""),
     ]
-    if plan["price"] is not None:
-        cost = hours * plan["devices"] * plan["price"]
-        rows.append(("cost", f"{cost:,.2f} USD", f"at {plan['price']:g} USD per chip-hour"))
+    if found["cost"] is not None:
+        price = found["cost"] / found["chip_hours"]
+        rows.append(("cost", f"{found['cost']:,.2f} USD", f"at {price:g} USD per chip-hour"))
     return rows
 
 
