@@ -65,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--count", type=int, default=5, help="files to print (default 5)")
     search.add_argument("query")
     search.set_defaults(call=_search)
+
+    export = commands.add_parser("export", help="write the model for other programs, and check it")
+    export.add_argument("--model", required=True, type=Path, help="folder of a run")
+    export.add_argument("--out", required=True, type=Path, help="folder to write")
+    export.add_argument(
+        "--format",
+        default="safetensors",
+        help="safetensors (whole model), torchvision, detectron2 (image encoder), hf (text "
+        "encoder) or stablehlo (program)",
+    )
+    export.add_argument("--force", action="store_true", help="replace the folder if it is there")
+    export.set_defaults(call=_export)
     return parser
 
 
@@ -142,6 +154,14 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
         print(f"{score:.2f}  {path}")
     for path, reason in hits.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
+
+
+def _export(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    del rest
+    from clip_lite_jax.apps.export import describe, export
+
+    print(describe(export(known.model, known.out, known.format, known.force)))
+    print(f"written: {known.out}")
 
 
 if __name__ == "__main__":

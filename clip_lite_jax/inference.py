@@ -37,13 +37,17 @@ class DualEncoderModel:
         model_state: Any,
         tokenizer: Tokenizer | None,
         batch_size: int = 64,
+        data_fingerprint: str = "",
     ) -> None:
-        """Without a `tokenizer` texts can only be given as ids."""
+        """Without a `tokenizer` texts can only be given as ids.
+
+        `data_fingerprint` says which data the model learned from, where that is known.
+        """
         self.config, self.model = config, model
         self.params, self.model_state = params, model_state
         self.pixels, self.batch_size = Pixels(config.data), batch_size
         self.fns = make_encode_fns(model, build_mesh())(params, model_state)
-        self._tokenizer = tokenizer
+        self._tokenizer, self.data_fingerprint = tokenizer, data_fingerprint
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -51,6 +55,10 @@ class DualEncoderModel:
         if self._tokenizer is None:
             raise ConfigError("these weights came without a tokenizer: give config key 'tokenizer'")
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
 
     def encode_image(self, images: Images) -> np.ndarray:
         """Images → float32 ``[N, D]`` of unit length; `dot` ranks by their cosine.
@@ -107,12 +115,25 @@ class DualEncoderModel:
 
 
 def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
-    """The model of the newest checkpoint in a run's workdir.
+    """The model of an exported folder, or of the newest checkpoint in a run's workdir.
 
     Raises:
-      CheckpointError: there is no checkpoint.
+      CheckpointError: there is no checkpoint, or the folder's parts contradict each other.
     """
+    from clip_lite_jax.pretrained.own import OWN_FILE, read_own  # pretrained uses this module
+
     workdir = Path(path)
+    if (workdir / OWN_FILE).is_file():
+        own = read_own(workdir)
+        return DualEncoderModel(
+            own.config,
+            own.model,
+            own.params,
+            own.model_state,
+            own.tokenizer,
+            batch_size,
+            own.data_fingerprint,
+        )
     with Checkpoints.open(workdir) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
@@ -138,7 +159,13 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
         )
         state = checkpoints.restore(step, state, weights_only=True)
     return DualEncoderModel(
-        config, model, state.eval_params, state.model_state, tokenizer, batch_size
+        config,
+        model,
+        state.eval_params,
+        state.model_state,
+        tokenizer,
+        batch_size,
+        meta.data_fingerprint,
     )
 
 

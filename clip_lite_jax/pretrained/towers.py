@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
-from clip_lite_jax.config import Config, EncoderConfig, ModelConfig, Options, from_dict
+from clip_lite_jax.config import Config, EncoderConfig, ModelConfig, Options
 from clip_lite_jax.config.types import Triple
 from clip_lite_jax.data.glove import read_glove
 from clip_lite_jax.errors import ConfigError
@@ -25,6 +25,7 @@ from clip_lite_jax.pretrained.efficientnet import efficientnet_namings
 from clip_lite_jax.pretrained.files import read_weights, resolve_path
 from clip_lite_jax.pretrained.hf_config import hf_text_options
 from clip_lite_jax.pretrained.names import Link, Naming, Weights, best, read
+from clip_lite_jax.pretrained.own import OWN_FILE, read_config
 from clip_lite_jax.pretrained.resnet import clip_resnet_namings, resnet_namings
 from clip_lite_jax.pretrained.text import bert_namings, clip_text_namings
 from clip_lite_jax.pretrained.vit import vit_namings
@@ -50,9 +51,6 @@ NORMALIZATION: dict[str, tuple[Triple, Triple]] = {
     "efficientnet-lite-pytorch": ((127 / 255,) * 3, (128 / 255,) * 3),
 }
 """Mean and standard deviation of pixels that all files of a naming were trained with."""
-
-OWN_FILE = "clip_lite_jax.json"
-"""What an exported folder says about itself."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +155,7 @@ def text_facts(folder: Path) -> Facts:
 
 def own_config(folder: Path) -> Config | None:
     """The configuration of a folder that this project exported, or None."""
-    file = folder / OWN_FILE
-    return from_dict(read_json(file)["config"]) if file.is_file() else None
+    return read_config(folder) if (folder / OWN_FILE).is_file() else None
 
 
 def _stated_pixels(folder: Path) -> tuple[Triple, Triple] | None:
