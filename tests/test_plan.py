@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flops
@@ -14,7 +15,7 @@ from conftest import tiny_config
 from clip_lite_jax import cli
 from clip_lite_jax.apps.plan import Request, environment, plan
 from clip_lite_jax.apps.plan_chips import CHIPS, chip_of
-from clip_lite_jax.apps.plan_process import make_plan
+from clip_lite_jax.apps.plan_process import build_target, make_plan
 from clip_lite_jax.apps.plan_program import Work, estimate, memory_refused
 from clip_lite_jax.apps.plan_search import changed, changes, largest_batch
 from clip_lite_jax.apps.plan_step import abstract_step, vocabulary
@@ -246,6 +247,31 @@ def test_the_largest_batch(two_planned: None) -> None:
     assert (found.batches.largest, found.batches.too_large) == (128, 192)
     assert list(found.batches.tried) == [128, 192, 256]
     assert found.batches.tried[128] == pytest.approx(limit * 2**30)
+
+
+def test_attached_accelerators_get_the_largest_batch_and_a_time(
+    two_planned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was none: two CPU devices that say they are L4s."""
+    config = quickstart(
+        **{"batch_size": "128", "negatives.name": "shuffle", "negatives.lanes": "8"}
+    )
+    devices = jax.devices()
+    mesh, limit = build_mesh(devices[:2]), round(needed(config) * 2**30)
+    accelerator = SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA L4", memory_stats=lambda: {"bytes_limit": limit}
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("jax.devices", lambda: [accelerator] * 2)
+        patch.setattr("clip_lite_jax.apps.plan_process.build_mesh", lambda devices: mesh)
+        target = build_target(Request())
+    assert (target.chip, target.memory) == (CHIPS["L4"], limit)
+    monkeypatch.setattr("clip_lite_jax.apps.plan_process.build_target", lambda request: target)
+    found = make_plan(config, Request())
+    assert found.batches is not None
+    assert found.batches.largest == 128
+    assert found.estimate is not None
+    assert found.estimate.steps_per_second > 0
 
 
 @pytest.mark.parametrize(("limit", "largest"), [(1000, 960), (100, 96), (7, 0), (8, 8)])

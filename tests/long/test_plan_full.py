@@ -1,6 +1,6 @@
-"""Plans of two recipes at full size, for TPUs.
+"""Plans of two recipes at full size, and for chips of every kind.
 
-Kept out of the ordinary run because compiling them takes five minutes; `tests/test_plan.py`
+Kept out of the ordinary run because compiling them takes six minutes; `tests/test_plan.py`
 compiles the same steps on small pictures or with few devices.
 """
 
@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import flops
-from test_plan import LIBTPU, needs_libtpu
+from test_plan import LIBTPU, needs_libtpu, quickstart_flops
 
 from clip_lite_jax.apps.plan import Request, plan
 from clip_lite_jax.config import load_config
@@ -32,6 +32,28 @@ def planned(config: str, topology: str) -> dict[str, Any]:
     memory = found["program"]["memory"]
     assert memory["parameters"] == 4 * sum(found["parameters"].values())
     return found
+
+
+@pytest.mark.parametrize(
+    ("topology", "devices"),
+    [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x4", 8), ("v5e:1x1", 1)],
+)
+def test_other_chips(topology: str, devices: int) -> None:
+    found = plan(load_config("configs/quickstart.py"), Request(topology))
+    assert found["fits"] is True
+    assert found["devices"] == devices  # a v4 chip of two cores is one device
+    flops_of_all = devices * found["program"]["work"]["flops"]
+    assert flops_of_all == pytest.approx(quickstart_flops(128), rel=1e-3)
+
+
+def test_a_step_that_tpus_refuse() -> None:
+    found = plan(load_config("configs/vit_l14.py"), Request("v5e:8x8"))
+    assert found["fits"] is False
+    assert found["program"]["needed"] > found["memory"] == 15.75 * 2**30
+    assert [a["fits"] for a in found["attempts"]] == [False, False, True]
+    assert "negatives.block=128: with accumulate=2" in found["attempts"][0]["reason"]
+    assert found["attempts"][-1]["change"] == {"batch_size": "16384"}
+    assert found["estimate"]["bound"] == "compute"
 
 
 def test_the_main_recipe_of_the_paper() -> None:
