@@ -6,17 +6,19 @@ of fixed inputs must agree with the live model, or nothing is left behind.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from clip_lite_jax.apps import export_programs as programs
+from clip_lite_jax.apps import export_towers as towers
 from clip_lite_jax.apps.export_card import write_card
 from clip_lite_jax.apps.export_probe import Outputs, Probe, build_probe, outputs
 from clip_lite_jax.errors import CheckpointError, ConfigError
 from clip_lite_jax.inference import DualEncoderModel, load
-from clip_lite_jax.pretrained.own import Own, write_own
+from clip_lite_jax.pretrained.own import WEIGHTS_FILE, Own, write_own
 
 TOLERANCE = 1e-5
 """Largest error of an export, relative to the largest number of the live model's output."""
@@ -25,8 +27,9 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class Format:
     write: Callable[[DualEncoderModel, Path], None]
-    read: Callable[[DualEncoderModel, Path, Probe], Outputs]
-    """What the written folder makes of the probe, by the names of `outputs`."""
+    read: Callable[[DualEncoderModel, Path, Probe], Iterator[tuple[str, Outputs]]]
+    """What the written folder makes of the probe, or of its first rows, once for every way to read
+    it, which is named."""
     lacks: Callable[[DualEncoderModel], str]
     """Why a model cannot be written so, or ""."""
 
@@ -36,6 +39,7 @@ class Agreement:
     """How far an output of the written model is from the live one."""
 
     output: str
+    where: str  # file or way to read it
     error: float  # largest difference
     relative: float  # to the largest number of the live output
     cosine: float  # smallest of a row, or of all scores
@@ -77,35 +81,38 @@ def export(
 def _write(model: DualEncoderModel, folder: Path, format_name: str) -> list[Agreement]:
     """Writes and compares; raises `CheckpointError` where they differ."""
     probe = build_probe(model)
-    live = outputs(model, probe)
     FORMATS[format_name].write(model, folder)
-    written = FORMATS[format_name].read(model, folder, probe)
-    agreements = [agreement(name, live[name], array) for name, array in written.items()]
+    agreements = []
+    for where, written in FORMATS[format_name].read(model, folder, probe):
+        rows = len(next(iter(written.values())))
+        live = outputs(model, probe.first(rows))
+        agreements += [agreement(name, where, live[name], written[name]) for name in written]
     for found in agreements:
         if not found.relative <= TOLERANCE:  # a NaN does not agree either
             raise CheckpointError(
-                f"--format {format_name}: {found.output} of what was written differs from the "
+                f"--format {format_name}: {found.output} of {found.where} differs from the "
                 f"live model by {found.relative:.2g} of its largest number, more than {TOLERANCE}: "
                 "nothing was kept; this is a fault of the export, not of the model"
             )
     return agreements
 
 
-def agreement(name: str, live: np.ndarray, written: np.ndarray) -> Agreement:
+def agreement(name: str, where: str, live: np.ndarray, written: np.ndarray) -> Agreement:
     """Compares ``[B, D]``, or ``[B]`` as one row."""
     if live.shape != written.shape:
-        raise CheckpointError(f"{name} is {written.shape} as written and {live.shape} live")
+        raise CheckpointError(f"{where}: {name} is {written.shape}, and {live.shape} live")
     one, other = (np.atleast_2d(np.asarray(x, np.float64)) for x in (live, written))
     error = float(np.abs(one - other).max())
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     cosine = float(np.min(np.sum(one * other, axis=1) / norms.clip(1e-30)))
-    return Agreement(name, error, error / max(float(np.abs(one).max()), 1e-30), cosine)
+    return Agreement(name, where, error, error / max(float(np.abs(one).max()), 1e-30), cosine)
 
 
 def describe(agreements: list[Agreement]) -> str:
     """One line for each output, for a terminal."""
     return "\n".join(
-        f"{found.output}: largest error {found.error:.2g}, smallest cosine {found.cosine:.8f}"
+        f"{found.where}, {found.output}: largest error {found.error:.2g}, "
+        f"smallest cosine {found.cosine:.8f}"
         for found in agreements
     )
 
@@ -149,11 +156,11 @@ def _write_own(model: DualEncoderModel, folder: Path) -> None:
     write_own(folder, own)
 
 
-def _read_own(model: DualEncoderModel, folder: Path, probe: Probe) -> Outputs:
+def _read_own(model: DualEncoderModel, folder: Path, probe: Probe) -> Iterator[tuple[str, Outputs]]:
     del model
     read = load(folder)
     # Its own tokenizer reads the captions anew.
-    return outputs(read, build_probe(read) if read.has_tokenizer else probe)
+    yield WEIGHTS_FILE, outputs(read, build_probe(read) if read.has_tokenizer else probe)
 
 
 def _nothing(model: DualEncoderModel) -> str:
@@ -163,4 +170,10 @@ def _nothing(model: DualEncoderModel) -> str:
 
 FORMATS: Mapping[str, Format] = {
     "safetensors": Format(_write_own, _read_own, _nothing),
+    "torchvision": Format(
+        towers.write_torchvision, towers.read_torchvision, towers.lacks_torchvision
+    ),
+    "detectron2": Format(towers.write_detectron, towers.read_detectron, towers.lacks_detectron2),
+    "hf": Format(towers.write_hf, towers.read_hf, towers.lacks_hf),
+    "stablehlo": Format(programs.write_programs, programs.read_programs, programs.lacks_programs),
 }

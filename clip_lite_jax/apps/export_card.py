@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 
 from clip_lite_jax._version import __version__
+from clip_lite_jax.apps.export_towers import detectron2_settings, torchvision_naming
 from clip_lite_jax.apps.report_tables import directions
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, describe
@@ -18,6 +19,12 @@ from clip_lite_jax.pretrained.own import portable, preprocessing
 
 CARD_FILE = "README.md"
 BUILT_IN = ("emoji", "shapes")
+POOLED = {
+    "pooler": "`model(**inputs).pooler_output`",
+    "cls": "`model(**inputs).last_hidden_state[:, 0]`",
+    "mean": "the mean of `model(**inputs).last_hidden_state` over tokens with attention_mask 1",
+}
+"""Where transformers has the features, by our name of the pooling."""
 
 
 def write_card(
@@ -42,10 +49,23 @@ def write_card(
         "information": (results["test"].get("information", {}) if results else {}),
         "pixels": preprocessing(config),
         "has_tokenizer": model.has_tokenizer,
-        "batch_norm": bool(model.model_state),
+        **_of_format(model, format_name),
     }
     card = _environment().get_template("model_card.md.j2").render(context)
     write_atomic(folder / CARD_FILE, card)
+
+
+def _of_format(model: DualEncoderModel, format_name: str) -> dict[str, Any]:
+    """What the section on loading needs in this format."""
+    if format_name == "torchvision":
+        naming = torchvision_naming(model)
+        return {"naming": naming.name if naming else ""}
+    if format_name == "detectron2":
+        return {"settings": detectron2_settings(model)}
+    if format_name == "hf":
+        pooling = model.model.module.text_encoder.pooling
+        return {"pooling": pooling, "pooled": POOLED[pooling]}
+    return {"size": model.model.image_size, "length": model.model.max_tokens}
 
 
 def _counts(config: Config, known: str) -> dict[str, tuple[int, int]] | None:

@@ -24,6 +24,13 @@ class Probe:
     images: np.ndarray  # [B, H, W, 3] uint8
     tokens: np.ndarray  # [B, L] int32
     mask: np.ndarray  # [B, L] bool
+    captions: tuple[str, ...] = CAPTIONS
+
+    def first(self, count: int) -> "Probe":
+        """Its first rows."""
+        return Probe(
+            self.images[:count], self.tokens[:count], self.mask[:count], self.captions[:count]
+        )
 
 
 def build_probe(model: DualEncoderModel) -> Probe:
