@@ -67,13 +67,13 @@ def untrained(
     config = replace(config, model=parts, data=replace(config.data, image_size=size))
     vocabulary = Tokenizer(tokenizer, config.data.max_tokens)
     model = build_model(parts, size, vocabulary.vocab_size, config.data.max_tokens)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     rng = np.random.default_rng(1)
 
-    def values(like: Any) -> np.ndarray:
-        return rng.uniform(0.02, 0.2, like.shape).astype(like.dtype)
+    def moved(start: Any) -> np.ndarray:
+        return np.asarray(start + rng.uniform(0, 0.1, start.shape), start.dtype)
 
-    params, state = jax.tree.map(values, shapes)
+    params, state = jax.tree.map(moved, (params, state))
     return DualEncoderModel(config, model, params, state, vocabulary)
 
 
@@ -104,7 +104,7 @@ def resnet_and_bert() -> DualEncoderModel:
 def vit_and_mpnet() -> DualEncoderModel:
     return untrained(
         EncoderConfig(name="vit_ti16", options=VIT),
-        EncoderConfig(name="mpnet", options=BERT),
+        EncoderConfig(name="mpnet", options={**BERT, "scan": True}),
         word_piece(MPNET_WORDS),
     )
 
@@ -251,13 +251,15 @@ def test_a_changed_folder_is_no_start_for_a_run(folder: Path, pairs: Path, tmp_p
 
 
 @pytest.mark.parametrize("build", [resnet_and_bert, vit_and_mpnet])
-@pytest.mark.parametrize("format_name", ["safetensors", "torchvision", "hf"])
+@pytest.mark.parametrize("format_name", ["safetensors", "torchvision", "hf", "stablehlo"])
 def test_foreign_encoders_agree(
     build: Callable[[], DualEncoderModel],
     format_name: str,
     use: Callable[[DualEncoderModel], None],
     tmp_path: Path,
 ) -> None:
+    if format_name == "stablehlo":
+        pytest.importorskip("flatbuffers")
     use(build())
     agreements = export(tmp_path / "none", tmp_path / "out", format_name)
     assert agreements
@@ -293,10 +295,11 @@ def test_what_a_model_cannot_be_is_told(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_activations_that_torchvision_lacks_go_to_timm(
-    use: Callable[[DualEncoderModel], None], tmp_path: Path
+@pytest.mark.parametrize("name", ["vit_ti16", "siglip_vit_b16"])
+def test_vision_transformers_that_torchvision_lacks_go_to_timm(
+    name: str, use: Callable[[DualEncoderModel], None], tmp_path: Path
 ) -> None:
-    image = EncoderConfig(name="vit_ti16", options={**VIT, "activation": "gelu_tanh"})
+    image = EncoderConfig(name=name, options={**VIT, "activation": "gelu_tanh"})
     text = EncoderConfig(name="word_vectors", options={"width": 8})
     use(untrained(image, text, word_piece(WORDS)))
     export(tmp_path / "none", tmp_path / "out", "torchvision")

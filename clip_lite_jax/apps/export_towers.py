@@ -36,7 +36,7 @@ def torchvision_naming(model: DualEncoderModel) -> Naming | None:
         return None
     namings = {naming.name: naming for naming in NAMINGS[type(module)](module)}
     if isinstance(module, ViT) and (module.activation, module.layer_norm_epsilon) != ("gelu", 1e-6):
-        del namings["torchvision"]  # has no option for these, as timm has
+        namings.pop("torchvision", None)  # has no option for these, as timm has
     return namings.get("torchvision", namings.get("timm"))
 
 
@@ -180,7 +180,7 @@ def read_hf(model: DualEncoderModel, folder: Path, probe: Probe) -> Iterator[tup
     names, options = hf_text_options(folder)
     fixed: dict[str, Any] = {"vocab_size": live.vocab_size, "max_tokens": live.max_tokens}
     types: dict[str, Any] = {"dtype": live.dtype, "param_dtype": live.param_dtype}
-    stated: dict[str, Any] = {"pooling": "pooler", **options}
+    stated: dict[str, Any] = {"pooling": "pooler", "scan": live.scan, **options}
     module = TEXT_ENCODERS[names[0]](**fixed, **types).clone(**stated)
     tokens, mask = load_tokenizer(folder, model.config.data)(probe.captions)
     tower = read_tower(module, read_weights(folder), variables(model, "text_encoder"), str(folder))

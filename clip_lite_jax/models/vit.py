@@ -105,7 +105,7 @@ class ViT(nn.Module):
             name="patches",
             **types,
         )
-        x = patches(images).reshape(len(images), -1, self.width)
+        x = patches(images).reshape(images.shape[0], -1, self.width)
         shape = (x.shape[1] + self.class_token, self.width)
         position = self.param("position", _INIT, shape, self.param_dtype).astype(self.dtype)
         x = x + position[int(self.class_token) :]
@@ -116,7 +116,7 @@ class ViT(nn.Module):
                 "class_token", nn.initializers.zeros, (self.width,), self.param_dtype
             )
             first = jnp.broadcast_to(
-                token.astype(self.dtype) + position[0], (len(x), 1, self.width)
+                token.astype(self.dtype) + position[0], (x.shape[0], 1, self.width)
             )
             x = jnp.concatenate([first, x], axis=1)
         return x
