@@ -1,6 +1,6 @@
 """Plans of two recipes at full size, and for chips of every kind.
 
-Kept out of the ordinary run because compiling them takes six minutes; `tests/test_plan.py`
+Kept out of the ordinary run because compiling them takes seven minutes; `tests/test_plan.py`
 compiles the same steps on small pictures or with few devices.
 """
 
