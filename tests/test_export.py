@@ -122,6 +122,10 @@ def copy(folder: Path, to: Path) -> Path:
     return to
 
 
+def snippets(card: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+
+
 def test_the_whole_model_reads_back(finished_run: Path, folder: Path) -> None:
     live, read = clip_lite_jax.load(finished_run), clip_lite_jax.load(folder)
     texts, pictures = ["a red circle", "bar in blue"], [draw("bar", "red"), draw("ring", "blue")]
@@ -227,9 +231,9 @@ def test_parts_that_disagree_are_refused(
     [
         (lambda stated: stated.update(format=2), "format=2, and version .* reads 1"),
         (lambda stated: stated.pop("weights"), "lacks 'weights'"),
-        (lambda stated: stated["weights"].update(file="../model"), "is not a file's name"),
+        (lambda stated: stated["tokenizer"].update(file="../x"), "is not a file's name"),
         (lambda stated: stated["tokenizer"].update(file="other"), "it is not there"),
-        (lambda stated: stated["config"].update(stepz=1), "config: .*stepz"),
+        (lambda stated: stated["config"].update(stepz=1), "clip_lite_jax.json: Config.stepz"),
     ],
 )
 def test_json_that_is_damaged_is_refused(
@@ -241,13 +245,29 @@ def test_json_that_is_damaged_is_refused(
         clip_lite_jax.load(changed)
 
 
-def test_a_changed_folder_is_no_start_for_a_run(folder: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tamper", [flip_a_weight, change_the_tokenizer, state_other_pixels])
+def test_a_changed_folder_is_no_start_for_a_run(
+    folder: Path, pairs: Path, tmp_path: Path, tamper: Callable[[Path], None]
+) -> None:
     changed = copy(folder, tmp_path / "changed")
-    flip_a_weight(changed)
+    tamper(changed)
     base = tiny_config(pairs)
     image = EncoderConfig(name="convnet", init_from=str(changed))
-    with pytest.raises(CheckpointError, match="sha256"):
+    with pytest.raises(CheckpointError, match=r"clip_lite_jax.json states"):
         resolve(replace(base, model=replace(base.model, image=image)))
+
+
+def test_word_vectors_start_from_a_folder(
+    use: Callable[[DualEncoderModel], None], tmp_path: Path
+) -> None:
+    text = EncoderConfig(name="word_vectors", options={"width": 8})
+    image = EncoderConfig(name="vit_ti16", options=VIT)
+    model = untrained(image, text, word_piece(WORDS))
+    use(model)
+    export(tmp_path / "none", tmp_path / "out")
+    start = replace(text, init_from=str(tmp_path / "out"))
+    found = load_towers(model.model, replace(model.config.model, text=start))
+    assert found["text_encoder"]["params"].keys() == model.params["text_encoder"].keys()
 
 
 @pytest.mark.parametrize("build", [resnet_and_bert, vit_and_mpnet])
@@ -257,6 +277,7 @@ def test_foreign_encoders_agree(
     format_name: str,
     use: Callable[[DualEncoderModel], None],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if format_name == "stablehlo":
         pytest.importorskip("flatbuffers")
@@ -267,7 +288,10 @@ def test_foreign_encoders_agree(
     if format_name == "torchvision":
         stated = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
         assert stated["names"] == "torchvision"
-        assert stated["center_crop"] == stated["resize_shorter_side"]
+        (snippet,) = snippets(tmp_path / "out" / "README.md")
+        monkeypatch.chdir(tmp_path)
+        exec(snippet, made := {})
+        assert made["weights"].keys() == read_weights(tmp_path / "out" / "model.pth").keys()
     if format_name == "hf":
         mpnet = build is vit_and_mpnet
         stated = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -340,10 +364,6 @@ def test_folders_in_use_are_left_alone(folder: Path, finished_run: Path, tmp_pat
         export(finished_run, finished_run.parent, force=True)
     with pytest.raises(ConfigError, match="is a file"):
         export(folder, out / OWN_FILE)
-
-
-def snippets(card: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
 
 
 def test_the_card_tells_of_the_run_and_its_snippet_runs(

@@ -84,52 +84,50 @@ def read_own(folder: Path) -> Own:
     Raises:
       CheckpointError: its parts contradict each other; both values are named.
     """
-    file = folder / OWN_FILE
-    config = read_config(folder)
-    stated = read_json(file)
-    tokenizer = _read_tokenizer(folder, stated, config)
-    words = stated["text"]["vocab_size"]
-    if tokenizer is not None and tokenizer.vocab_size > words:
-        raise CheckpointError(
-            f"{folder}: {tokenizer.file_name} has {tokenizer.vocab_size} tokens, but {OWN_FILE} "
-            f"states text.vocab_size={words}: they do not belong together"
-        )
-    data = config.data
-    try:
-        model = build_model(config.model, data.image_size, words, data.max_tokens, config.objective)
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    told = json.loads(json.dumps(facts(config, model, tokenizer)))
-    _check_equal(file, {key: stated.get(key) for key in told}, told)
-    variables = _read_variables(folder, model)
-    return Own(
-        config, model, variables.pop("params"), variables, tokenizer, stated["data_fingerprint"]
-    )
+    described = _described(folder)
+    variables = _read_variables(folder, described.model)
+    return replace(described, params=variables.pop("params"), model_state=variables)
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of such a folder, after a check that its weights are those it states.
+    """The configuration of such a folder; its parts are checked, except for the weights' shapes.
 
     Raises:
-      CheckpointError: JSON that cannot be understood, or other weights.
+      CheckpointError: as `read_own`.
     """
+    return _described(folder).config
+
+
+def _described(folder: Path) -> Own:
+    """What the JSON describes, without weights; they and the tokenizer are those it states."""
     file = folder / OWN_FILE
     stated = read_json(file)
-    if not isinstance(stated, dict) or stated.get("format") != FORMAT:
-        given = stated.get("format") if isinstance(stated, dict) else stated
+    given = stated.get("format") if isinstance(stated, dict) else stated
+    if given != FORMAT:
         raise CheckpointError(
             f"{file}: format={given!r}, and version {__version__} reads {FORMAT}: the folder is "
             "of another version of clip_lite_jax, or damaged"
         )
     try:
+        words = stated["text"]["vocab_size"]
+        _check_file(folder, "weights", WEIGHTS_FILE, stated["weights"]["sha256"])
         config = from_dict(stated["config"])
-        weights, _ = stated["weights"], (stated["data_fingerprint"], stated["text"]["vocab_size"])
-        _check_file(folder, "weights", weights["file"], weights["sha256"])
+        tokenizer = _read_tokenizer(folder, stated["tokenizer"], config)
+        data = config.data
+        model = build_model(config.model, data.image_size, words, data.max_tokens, config.objective)
+        fingerprint = stated["data_fingerprint"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} lacks {error}: the folder is damaged") from error
     except ConfigError as error:
-        raise CheckpointError(f"{file}: config: {error}") from error
-    return config
+        raise CheckpointError(f"{file}: {error}") from error
+    if tokenizer is not None and tokenizer.vocab_size > words:
+        raise CheckpointError(
+            f"{folder}: {tokenizer.file_name} has {tokenizer.vocab_size} tokens, but {OWN_FILE} "
+            f"states text.vocab_size={words}: they do not belong together"
+        )
+    told = json.loads(json.dumps(facts(config, model, tokenizer)))
+    _check_equal(file, {key: stated.get(key) for key in told}, told)
+    return Own(config, model, {}, {}, tokenizer, fingerprint)
 
 
 def facts(config: Config, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -195,16 +193,15 @@ def _fields(module: nn.Module) -> dict[str, Any]:
     return {field: getattr(module, field) for field in fields if field not in UNTOLD}
 
 
-def _read_tokenizer(folder: Path, stated: dict[str, Any], config: Config) -> Tokenizer | None:
-    told = stated.get("tokenizer")
+def _read_tokenizer(folder: Path, told: Any, config: Config) -> Tokenizer | None:
     if told is None:
         return None
+    _check_file(folder, "tokenizer", told["file"], told["sha256"])
+    data, file = config.data, folder / told["file"]
     try:
-        _check_file(folder, "tokenizer", told["file"], told["sha256"])
-        content = (folder / told["file"]).read_bytes()
-        return Tokenizer(content, config.data.max_tokens, config.data.caption_normalization)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / OWN_FILE}: tokenizer: {error!r}") from error
+        return Tokenizer(file.read_bytes(), data.max_tokens, data.caption_normalization)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _check_file(folder: Path, field: str, name: str, expected: str) -> None:

@@ -102,10 +102,9 @@ def load_towers(model: Model, config: ModelConfig) -> dict[str, Any]:
             collections = {"params": params, **model_state}
             like = {name: tree[tower] for name, tree in collections.items() if tower in tree}
             module = getattr(model.module, tower)
-            if isinstance(module, WordVectors):
-                weights = {
-                    "params/words/embedding": read_glove(resolve_path(settings.init_from))[1]
-                }
+            path = resolve_path(settings.init_from)
+            if isinstance(module, WordVectors) and path.is_file():
+                weights = {"params/words/embedding": read_glove(path)[1]}
             else:
                 weights = read_weights(settings.init_from)
             towers[tower] = read_tower(module, weights, like, settings.init_from)
