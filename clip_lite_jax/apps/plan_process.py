@@ -190,11 +190,10 @@ def _tpus(topology: str) -> list[jax.Device]:
 
 
 def _compile(config: Config, target: Target) -> tuple[AbstractStep, Program]:
-    print(
-        f"compiling for {target.name}, batch {config.batch_size} ...", file=sys.stderr, flush=True
-    )
+    devices = f"{target.mesh.size} × {target.kind} ({target.name})"
+    _say(f"compiling for {devices}, batch {config.batch_size} ...")
     step, program = compile_step(config, target.mesh)
-    print(f"  {program.seconds:.0f} s, {program.needed / GIB:.2f} GiB", file=sys.stderr, flush=True)
+    _say(f"  {program.seconds:.0f} s, {program.needed / GIB:.2f} GiB")
     return step, program
 
 
