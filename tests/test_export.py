@@ -398,6 +398,8 @@ def test_programs_run_without_the_package(
     printed = capsys.readouterr().out
     assert "batch of 4, scores: largest error" in printed
     assert "batch of 1, image: largest error" in printed
+    for file in out.glob("*.stablehlo"):
+        assert str(Path(exporting.__file__).parents[1]).encode() not in file.read_bytes()
     (snippet,) = snippets(out / "README.md")
     blocked = "import sys; sys.modules['clip_lite_jax'] = None\n"
     shown = "\nprint(pictures.shape, texts.shape, scores.shape)"

@@ -99,7 +99,14 @@ def _functions(model: DualEncoderModel) -> dict[str, tuple[Callable[..., Any], d
 
 
 def _export(function: Callable[..., Any], inputs: list[Any]) -> jax.export.Exported:
-    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*inputs)
+    """For all platforms, without the paths of this machine's source files."""
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, ".*")
+    try:
+        return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*inputs)
+    finally:
+        jax.config.update(option, before)
 
 
 def _told(value: Any) -> dict[str, Any]:
