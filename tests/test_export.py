@@ -345,6 +345,17 @@ def test_an_export_that_differs_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_diverged_is_not_written(
+    use: Callable[[DualEncoderModel], None], tmp_path: Path
+) -> None:
+    model = resnet_and_bert()
+    model.params["critic"]["score_bias"] = np.float32(np.nan)
+    use(model)
+    with pytest.raises(CheckpointError, match="not finite"):
+        export(tmp_path / "none", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_in_use_are_left_alone(folder: Path, finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -362,6 +373,8 @@ def test_folders_in_use_are_left_alone(folder: Path, finished_run: Path, tmp_pat
         export(finished_run, finished_run, force=True)
     with pytest.raises(ConfigError, match="is or holds the model itself"):
         export(finished_run, finished_run.parent, force=True)
+    with pytest.raises(ConfigError, match="is or holds the current folder"):
+        export(folder, Path(), force=True)
     with pytest.raises(ConfigError, match="is a file"):
         export(folder, out / OWN_FILE)
 

@@ -59,6 +59,7 @@ def export(
     """
     if format_name not in FORMATS:
         raise ConfigError(f"--format {format_name}: choose one of {', '.join(FORMATS)}")
+    out = out.absolute()
     _check_free(path, out, force)
     model = load(path)
     if reason := FORMATS[format_name].lacks(model):
@@ -86,6 +87,8 @@ def _write(model: DualEncoderModel, folder: Path, format_name: str) -> list[Agre
     for where, written in FORMATS[format_name].read(model, folder, probe):
         rows = len(next(iter(written.values())))
         live = outputs(model, probe.first(rows))
+        if not all(np.isfinite(array).all() for array in live.values()):
+            raise CheckpointError("the model gives numbers that are not finite: nothing was kept")
         agreements += [agreement(name, where, live[name], written[name]) for name in written]
     for found in agreements:
         if not found.relative <= TOLERANCE:  # a NaN does not agree either
@@ -118,8 +121,9 @@ def describe(agreements: list[Agreement]) -> str:
 
 
 def _check_free(path: Path, out: Path, force: bool) -> None:
-    if out.resolve() == path.resolve() or out.resolve() in path.resolve().parents:
-        raise ConfigError(f"--out {out} is or holds the model itself: choose another folder")
+    for kept, what in ((path, "the model itself"), (Path.cwd(), "the current folder")):
+        if out.resolve() in (kept.resolve(), *kept.resolve().parents):
+            raise ConfigError(f"--out {out} is or holds {what}: choose another folder")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: choose a folder")
     if out.is_dir() and any(out.iterdir()) and not force:
