@@ -8,13 +8,16 @@ BIN := $(VENV)/bin
 LIBTPU := .work/libtpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare costs one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
 
 quickstart: $(VENV)/installed  ## train on the built-in pairs and write the report
 	$(BIN)/python -m clip_lite_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
+
+warm-start: $(VENV)/installed-towers  ## the same pairs between frozen pretrained encoders
+	$(BIN)/python -m clip_lite_jax.main --config configs/warm_start.py --workdir runs/warm_start
 
 compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds each (an hour)
 	$(BIN)/python -m benchmarks.compare
@@ -28,13 +31,13 @@ one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against 
 mutual-information: $(VENV)/installed  ## estimators where the truth is known (half an hour)
 	$(BIN)/python -m benchmarks.mutual_information
 
-test: $(VENV)/installed-test $(LIBTPU)/installed  ## format, lint, types and tests
+test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-test-long: $(VENV)/installed-test $(LIBTPU)/installed  ## what takes too long for every change
+test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## what takes too long for every change
 	$(BIN)/python -m pytest -n 2 tests/long
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
@@ -61,6 +64,11 @@ $(VENV)/installed: requirements.lock setup.cfg pyproject.toml
 
 $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
+# Without what they ask for, which is PyTorch: their files are read without it.
+$(VENV)/installed-towers: requirements-towers.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-towers.txt
 	@touch $@
 
 # Not in the environment: with libtpu in it every `import jax` would look for a TPU.
