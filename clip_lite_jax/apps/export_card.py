@@ -15,6 +15,7 @@ from clip_lite_jax.errors import UserError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.inference import DualEncoderModel
+from clip_lite_jax.pretrained import hub, packages
 from clip_lite_jax.pretrained.own import portable, preprocessing
 
 CARD_FILE = "README.md"
@@ -86,7 +87,7 @@ def _started_from(config: Config) -> dict[str, str]:
     """The names, without folders of the run's machine, of the weights each tower began with."""
     towers = {"image": config.model.image.init_from, "text": config.model.text.init_from}
     return {
-        tower: source if source.startswith("hf://") else Path(source).name
+        tower: source if source.startswith((hub.SCHEME, packages.SCHEME)) else Path(source).name
         for tower, source in towers.items()
         if source
     }

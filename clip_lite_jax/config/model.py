@@ -16,8 +16,9 @@ class EncoderConfig:
     options: Options = Field(default_factory=dict)
     """Fields of the encoder module that differ from the named preset, e.g. ``{"width": 192}``."""
     init_from: str | None = None
-    """Weights to start from: a file or folder of another project or of ours, or
-    ``hf://owner/name``; see docs/checkpoints.md.  Options that the folder states are taken over."""
+    """Weights to start from: a file or folder of another project or of ours, ``hf://owner/name``,
+    or ``package:NAME/path`` in an installed package; see docs/checkpoints.md.  Options that the
+    folder states are taken over."""
     cache: bool = False
     """Compute the features of every example once, keep them on disk and train on them.  The tower
     must be frozen for good (`optim.frozen`)."""

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.files import read_json, replacing
-from clip_lite_jax.pretrained import hub
+from clip_lite_jax.pretrained import hub, packages
 from clip_lite_jax.pretrained.numpy_files import read_detectron2, read_npz
 from clip_lite_jax.pretrained.torch_files import (
     DTYPES,
@@ -64,9 +64,13 @@ DAMAGED = (
 
 
 def resolve_path(source: str | Path) -> Path:
-    """A local path as it is; of ``hf://owner/name[@revision]`` the folder it was downloaded to."""
+    """A local path as it is; of ``hf://`` and ``package:`` addresses, where their files are."""
     address = str(source)
-    return hub.download(address) if address.startswith(hub.SCHEME) else Path(source)
+    if address.startswith(hub.SCHEME):
+        return hub.download(address)
+    if address.startswith(packages.SCHEME):
+        return packages.locate(address)
+    return Path(source)
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -77,7 +81,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Detectron2's ``.pkl``.  Arrays can be read-only.
 
     Args:
-      path: a file, a folder with one of `IN_FOLDERS`, or ``hf://owner/name[@revision]``.
+      path: a file, a folder with one of `IN_FOLDERS`, ``hf://owner/name[@revision]``, or
+        ``package:NAME/path`` in an installed package.
 
     Raises:
       CheckpointError: there is none, it is damaged, or it asks for anything but arrays.
