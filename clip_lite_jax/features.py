@@ -108,6 +108,11 @@ def check_cache(config: Config, frozen: Sequence[str]) -> None:
                 f"--config.optim.frozen='{{\"^{name}_encoder/\": [0, null]}}'"
             )
     augment = config.data.augment
+    if config.data.captions == "averaged" and not config.model.text.cache:
+        raise ConfigError(
+            "data.captions='averaged' takes the mean of features kept on disk: set "
+            "model.text.cache=True, with a frozen text tower, or choose data.captions='random'"
+        )
     if config.model.text.cache and augment.tag_dropout:
         raise ConfigError(
             f"data.augment.tag_dropout={augment.tag_dropout} makes a new caption at every step, "

@@ -1,13 +1,12 @@
 """CLIP-Lite on the built-in emoji pairs: minutes on two CPU cores."""
 
-from typing import Literal
-
 from clip_lite_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
     EncoderConfig,
     EvalConfig,
+    GalleryCaptions,
     ModelConfig,
     NegativesConfig,
     OptimConfig,
@@ -53,12 +52,12 @@ def get_config() -> Config:
 
 def gallery(
     name: str,
-    captions: Literal["first", "joined"],
+    captions: GalleryCaptions,
     validation: str,
     test: str,
     max_images: int | None = None,
 ) -> RetrievalConfig:
-    """One image and one caption of every concept: all its words, or the ``first``, its name."""
+    """One image of every concept; of captions all words, the average, or the ``first``, a name."""
     return RetrievalConfig(
         name=name,
         validation=validation,

@@ -26,7 +26,7 @@ from clip_lite_jax.config.run import (
     RetrievalConfig,
     validate,
 )
-from clip_lite_jax.config.types import Captions, Options
+from clip_lite_jax.config.types import Captions, GalleryCaptions, Options
 
 __all__ = [
     "AugmentConfig",
@@ -37,6 +37,7 @@ __all__ = [
     "DataConfig",
     "EncoderConfig",
     "EvalConfig",
+    "GalleryCaptions",
     "LogConfig",
     "ModelConfig",
     "NegativesConfig",

@@ -83,7 +83,8 @@ class DataConfig:
     augment: AugmentConfig = AugmentConfig()
     captions: Captions = "random"
     """Which caption of an image a training step sees: any of them, the first, or all of them joined
-    to one list of tags (`caption_ops.join`; goes well with `augment.tag_dropout`)."""
+    to one list of tags (`caption_ops.join`; goes well with `augment.tag_dropout`).  ``averaged``:
+    the mean of the features of all of them, each scaled to length 1; needs `model.text.cache`."""
     tokenizer: str | None = None
     """A SentencePiece model, a ``tokenizer.json`` of Hugging Face's, a folder with one, or nothing:
     what `model.text.init_from` brings, or else one trained on the training captions."""

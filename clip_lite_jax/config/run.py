@@ -1,13 +1,11 @@
 """One run: all sections, and the rules between their fields."""
 
-from typing import Literal
-
 from pydantic.dataclasses import dataclass
 
 from clip_lite_jax.config.data import DataConfig
 from clip_lite_jax.config.learning import NegativesConfig, ObjectiveConfig, OptimConfig
 from clip_lite_jax.config.model import ModelConfig
-from clip_lite_jax.config.types import STRICT, NonNegativeInt, PositiveInt
+from clip_lite_jax.config.types import STRICT, GalleryCaptions, NonNegativeInt, PositiveInt
 from clip_lite_jax.errors import ConfigError
 
 
@@ -22,8 +20,10 @@ class RetrievalConfig:
     """Split that is evaluated once, after training."""
     one_per_group: bool = False
     """Keep one image of every group (chosen by a hash of its id, not by its place)."""
-    captions: Literal["first", "joined", "all"] = "all"
-    """``first`` or ``joined``: one caption per image; ``all``: any counts for image → text."""
+    captions: GalleryCaptions = "all"
+    """``first`` or ``joined``: one caption per image; ``all``: any counts for image → text;
+    ``averaged``: T is the mean over all captions of an image, as CLIP averages the embeddings of
+    its prompts (arXiv 2103.00020, section 3.1.4)."""
     max_images: PositiveInt | None = None
 
 

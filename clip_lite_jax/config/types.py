@@ -16,6 +16,7 @@ Options = dict[str, Scalar | list[Scalar]]
 
 Triple = tuple[float, float, float]
 
-Captions = Literal["random", "first", "joined"]
+Captions = Literal["random", "first", "joined", "averaged"]
+GalleryCaptions = Literal["first", "joined", "all", "averaged"]
 
 STRICT = pydantic.ConfigDict(extra="forbid")

@@ -50,9 +50,11 @@ class TrainTransform(grain.transforms.RandomMap):
             valid = True
         except BadImage as error:
             self.bad.add(example.id, str(error))
-            views, valid = [(self.inputs.image.blank, "")] * (1 + self.second), False
-        inputs = [Inputs(image, *self._tokens(caption)) for image, caption in views]
-        alike = views[0][1].casefold() if self.mask_equal_captions else example.group
+            views, valid = [(self.inputs.image.blank, [""])] * (1 + self.second), False
+        inputs = [Inputs(image, *self._text(captions)) for image, captions in views]
+        alike = (
+            caption_ops.join(views[0][1]).casefold() if self.mask_equal_captions else example.group
+        )
         group = np.array([stable_hash(example.group), stable_hash(alike)], np.int32)
         first = inputs[0]
         return Batch(
@@ -67,17 +69,26 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
-    ) -> tuple[np.ndarray, str]:
-        """A random view and a caption that is true of it."""
+    ) -> tuple[np.ndarray, Sequence[str]]:
+        """A random view and a caption that is true of it, or all that are to be averaged."""
         image, flipped = self.inputs.image.random_view(opened, rng)
         chosen = caption_ops.choose(captions, self.config.captions)
+        if self.config.captions == "averaged":
+            return image, chosen
         caption = chosen[int(rng.integers(len(chosen)))]
         caption = caption_ops.drop_from_list(caption, self.config.augment.tag_dropout, rng)
-        return image, caption_ops.swap_left_right(caption) if flipped else caption
+        return image, [caption_ops.swap_left_right(caption) if flipped else caption]
 
-    def _tokens(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        tokens, mask = self.inputs.text([caption])
-        return tokens[0], mask[0]
+    def _text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        tokens, mask = self.inputs.text(captions)
+        return tokens[0] if len(captions) == 1 else mean_direction(tokens), mask[0]
+
+
+def mean_direction(features: np.ndarray) -> np.ndarray:
+    """``[N, F]`` → ``[F]``: the mean of the features scaled to length 1, itself of length 1."""
+    units = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    mean = units.mean(axis=0)
+    return mean / np.linalg.norm(mean).clip(1e-12)
 
 
 def stable_hash(text: str) -> int:

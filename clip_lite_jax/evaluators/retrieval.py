@@ -32,19 +32,28 @@ class Retrieval:
         chosen = select(source, config)
         self.examples, self.images = load_images(source, chosen, inputs.image, bad)
         captions = [caption_ops.choose(e.captions, config.captions) for e in self.examples]
-        self.captions = [text for texts in captions for text in texts]
+        self.captions = self.texts = [text for texts in captions for text in texts]
         counts = np.array([len(texts) for texts in captions], int)
         self.owner = np.repeat(np.arange(len(captions)), counts)
+        self.averaged: np.ndarray | None = None
+        if config.captions == "averaged":
+            self.averaged = counts
+            self.captions = [caption_ops.join(texts) for texts in captions]
+            self.owner = np.arange(len(captions))
         self.inputs, self.batch_size = inputs, batch_size
 
     def run(self, fns: EncodeFns) -> dict[str, float]:
         return retrieval_metrics(self.scores(fns), self.owner)
 
     def scores(self, fns: EncodeFns) -> np.ndarray:
-        """T of every image with every caption: ``[images, captions]``."""
+        """T of every image with every caption, or its mean over those of an image: ``[N, M]``."""
         images = encode_images(fns, self.images, self.batch_size)
-        texts = encode_captions(fns, self.inputs.text, self.captions, self.batch_size)
-        return np.asarray(fns.matrix(images, texts))
+        texts = encode_captions(fns, self.inputs.text, self.texts, self.batch_size)
+        scores = np.asarray(fns.matrix(images, texts))
+        if self.averaged is None:
+            return scores
+        ends = np.cumsum(self.averaged)
+        return np.add.reduceat(scores, ends - self.averaged, axis=1) / self.averaged
 
 
 def select(source: Source, config: RetrievalConfig) -> list[int]:

@@ -32,6 +32,8 @@ class ProjectionBlock(nn.Module):
     hidden: int
     norm: Literal["layer", "batch"]
     noisy_identity: bool
+    identity: bool
+    scale_features: bool
     dropout: float
     dtype: DTypeLike
     param_dtype: DTypeLike
@@ -39,16 +41,25 @@ class ProjectionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, valid: Array | None) -> Array:  # [B, F] -> [B, width]
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if self.scale_features:
+            x = nn.RMSNorm(use_scale=False, **types)(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         h = nn.Dense(self.hidden, use_bias=self.norm == "layer", **types)(x)
         if self.norm == "batch":
             h = BatchNorm(name="BatchNorm_0", **types)(h, train, valid)
         else:
             h = nn.LayerNorm(**types)(h)
-        h = nn.Dense(self.width, **types)(nn.relu(h))
-        start: dict[str, Any] = {"kernel_init": _noisy_identity} if self.noisy_identity else {}
-        shortcut = nn.Dense(self.width, use_bias=False, **start, **types)(x)
+        last: dict[str, Any] = {"kernel_init": nn.initializers.zeros} if self.identity else {}
+        h = nn.Dense(self.width, **last, **types)(nn.relu(h))
+        first: dict[str, Any] = {}
+        if self.identity or self.noisy_identity:
+            first["kernel_init"] = _identity if self.identity else _noisy_identity
+        shortcut = nn.Dense(self.width, use_bias=False, **first, **types)(x)
         return nn.LayerNorm(**types)(h + shortcut)
+
+
+def _identity(_: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 def _noisy_identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -81,12 +92,18 @@ class DotCritic(nn.Module):
     The temperature is learned and kept within `temperature_range`; the bias lets T reach log r,
     which is negative for most pairs that do not belong together.  The published critic is width
     2048, hidden 2048, norm "batch", noisy_identity True, with no bias.
+
+    `scale_features` and `text_identity` are for frozen pretrained towers, whose features come at
+    any scale and need few changes: pairs then teach the image block where a language model, which
+    knows far more words than they hold, puts captions.
     """
 
     width: int = 256
     hidden: int = 512
     norm: Literal["layer", "batch"] = "layer"
     noisy_identity: bool = False
+    text_identity: bool = False  # the text block starts as the identity, then a LayerNorm
+    scale_features: bool = False  # to a root mean square of 1
     dropout: float = 0.0  # of the features
     temperature: float = 0.07
     temperature_range: tuple[float, float] = (0.01, 1.0)
@@ -102,10 +119,12 @@ class DotCritic(nn.Module):
             self.hidden,
             self.norm,
             self.noisy_identity,
-            self.dropout,
+            scale_features=self.scale_features,
+            dropout=self.dropout,
             **types,
         )
-        self.image_block, self.text_block = block(), block()
+        self.image_block = block(identity=False)
+        self.text_block = block(identity=self.text_identity)
         log_init = nn.initializers.constant(jnp.log(self.temperature))
         self.log_temperature = self.param("log_temperature", log_init, (), self.param_dtype)
         bias_init = nn.initializers.constant(self.bias)

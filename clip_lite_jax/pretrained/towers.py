@@ -136,8 +136,12 @@ def image_facts(config: Config) -> Facts:
         pixels = (own.model.pixel_mean or HALF[0], own.model.pixel_std or HALF[1])
         return Facts((facts.name,), facts.options, pixels)
     module = build_model(config.model, config.data.image_size, 1, 1).module.image_encoder
-    naming, _ = best(_namings(module, {}), read_weights(source), source)
-    return Facts(pixels=_stated_pixels(folder) or NORMALIZATION.get(naming.name))
+    if stated := _stated_pixels(folder):
+        return Facts(pixels=stated)
+    if not (foreign := NAMINGS.get(type(module))):
+        return Facts()
+    naming, _ = best(foreign(module), read_weights(source), source)
+    return Facts(pixels=NORMALIZATION.get(naming.name))
 
 
 def text_facts(folder: Path) -> Facts:
