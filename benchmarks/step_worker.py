@@ -1,0 +1,77 @@
+"""A process that runs steps when it is told to, so that two frameworks can take turns.
+
+Requests and answers are lines of JSON on standard input and output.  ``{"build": {...}}`` builds a
+step and answers with the values of the first `CHECKED`; ``{"steps": n}`` answers with the seconds
+that each of n steps took.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+CHECKED = 3
+"""Steps whose values are compared; they also compile and warm up."""
+LEARNING_RATE = 1e-5
+"""Of those that train; small, so that rounding does not grow from step to step."""
+
+Step = Callable[[], float]
+"""Runs one step to its end; the value that it computed."""
+
+
+def serve(build: Callable[..., Step]) -> None:
+    """Answers requests until the input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+
+    def timed(step: Step) -> float:
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    step: Step = lambda: 0.0  # noqa: E731
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "build" in request:
+            step = build(**request["build"])
+            answer = [step() for _ in range(CHECKED)]
+        else:
+            answer = [timed(step) for _ in range(request["steps"])]
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class Worker:
+    """The other end: a process that serves."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | dict(environment),
+        )
+
+    def build(self, **options: Any) -> list[float]:
+        return self._ask({"build": options})
+
+    def seconds(self, steps: int) -> list[float]:
+        return self._ask({"steps": steps})
+
+    def _ask(self, request: Mapping[str, Any]) -> list[float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.process.args!r} ended with {self.process.wait()}")
+        return list(json.loads(answer))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
