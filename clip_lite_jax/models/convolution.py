@@ -1,10 +1,15 @@
-"""Convolutions, formulated so that every backend runs them well."""
+"""Convolutions and pooling, formulated so that every backend runs them well.
+
+XLA's CPU backend has slow paths, which these go round; other backends get XLA's own operations.
+What it gains: docs/benchmarks.md.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
 from jax import Array, lax
@@ -49,22 +54,14 @@ def convolve(
     """``[B, H, W, C]`` and ``[h, w, C / groups, out]`` → ``[B, H', W', out]``.
 
     XLA's CPU backend runs convolutions of one pixel three times slower than the matrix products
-    that they are, and depthwise ones five to forty times slower than sums of products.
+    that they are, depthwise ones five to forty times slower than sums of products, and for the
+    gradient of a kernel convolves images with images, up to twice as slow as matrix products.
     """
     pads = padding
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
 
-    def general(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            pads,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
+    general = partial(_general, strides, pads, groups)
     if kernel.shape[:2] == (1, 1) and groups == 1:
         return lax.platform_dependent(
             x, kernel, cpu=partial(_pointwise, strides, pads), default=general
@@ -73,7 +70,30 @@ def convolve(
         return lax.platform_dependent(
             x, kernel, cpu=partial(_depthwise, strides, pads), default=general
         )
+    if strides == (1, 1) and groups == 1:
+        return _unstrided(tuple(map(tuple, pads)), x, kernel)
     return general(x, kernel)
+
+
+def max_pool(x: Array) -> Array:
+    """``[B, H, W, C]`` → ``[B, ⌈H / 2⌉, ⌈W / 2⌉, C]``: maxima of 3 × 3, every other pixel, padded.
+
+    XLA's CPU backend needs six times longer for its gradient than the formula here.
+    """
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        return _pooled(x)
+    return _max_pool(x)
+
+
+def _general(strides: tuple[int, int], pads: Any, groups: int, x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def _pointwise(strides: tuple[int, int], pads: Any, x: Array, kernel: Array) -> Array:
@@ -95,3 +115,91 @@ def _depthwise(strides: tuple[int, int], pads: Any, x: Array, kernel: Array) -> 
 
 def _padded(x: Array, pads: Any) -> Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unstrided(pads: Any, x: Array, kernel: Array) -> Array:
+    return _general((1, 1), pads, 1, x, kernel)
+
+
+def _unstrided_forward(pads: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _unstrided(pads, x, kernel), (x, kernel)
+
+
+def _unstrided_backward(pads: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+
+    def general(x: Array, g: Array) -> Array:
+        return jax.vjp(lambda k: _general((1, 1), pads, 1, x, k), kernel)[1](g)[0]
+
+    (dx,) = jax.vjp(lambda x: _general((1, 1), pads, 1, x, kernel), x)[1](g)
+    products = partial(_kernel_gradient, pads, kernel.shape)
+    return dx, lax.platform_dependent(x, g, cpu=products, default=general)
+
+
+_unstrided.defvjp(_unstrided_forward, _unstrided_backward)
+
+
+def _kernel_gradient(pads: Any, shape: tuple[int, ...], x: Array, g: Array) -> Array:
+    """One matrix product for each column of the kernel: its rows are copies of g moved down."""
+    h, w, channels, features = shape
+    x = _padded(x, pads)
+    moved = [jnp.pad(g, ((0, 0), (i, h - 1 - i), (0, 0), (0, 0))) for i in range(h)]
+    rows = jnp.concatenate(moved, axis=-1).reshape(-1, h * features)
+    columns = [x[:, :, j : j + g.shape[2]].reshape(-1, channels) for j in range(w)]
+    gradient = jnp.stack([jnp.dot(column.T, rows) for column in columns])
+    return gradient.reshape(w, channels, h, features).transpose(2, 0, 1, 3)
+
+
+def _pooled(x: Array) -> Array:
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+_max_pool = jax.custom_vjp(_pooled)
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = _pooled(x)
+    return y, (x, y)
+
+
+def _max_pool_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array]:
+    x, y = kept
+
+    def general(x: Array, _: Array, g: Array) -> Array:
+        return jax.vjp(_pooled, x)[1](g)[0]
+
+    return (lax.platform_dependent(x, y, g, cpu=_max_pool_gradient, default=general),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _max_pool_gradient(x: Array, y: Array, g: Array) -> Array:
+    """The gradient goes to the first maximum of each window, as XLA and PyTorch have it.
+
+    An even pixel lies in one window, in its middle; an odd one is the end of a window and the start
+    of the next: no scattering is needed.
+    """
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+    down, right = (size // 2 * 2 - 1 for size in x.shape[1:3])
+    part = {}
+    taken = jnp.zeros(y.shape, bool)
+    for i in range(3):
+        for j in range(3):
+            hit = (padded[:, i : i + down : 2, j : j + right : 2] == y) & ~taken
+            taken |= hit
+            part[i, j] = jnp.where(hit, g, 0)
+
+    def next_row(a: Array) -> Array:
+        return jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0)))[:, 1:]
+
+    def next_column(a: Array) -> Array:
+        return jnp.pad(a, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
+
+    even = [part[1, 1], part[1, 2] + next_column(part[1, 0])]
+    corner = part[2, 2] + next_row(part[0, 2]) + next_column(part[2, 0] + next_row(part[0, 0]))
+    odd = [part[2, 1] + next_row(part[0, 1]), corner]
+    rows = [jnp.stack(columns, axis=3) for columns in (even, odd)]
+    return jnp.stack(rows, axis=2).reshape(x.shape)

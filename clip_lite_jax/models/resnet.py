@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.models.convolution import Conv
+from clip_lite_jax.models.convolution import Conv, max_pool
 from clip_lite_jax.models.layers import attention
 from clip_lite_jax.models.normalization import BatchNorm, Statistics
 
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         conv, norm = _parts(self)
         x = conv(self.width, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv1")(images)
         x = nn.relu(norm(name="bn1")(x, train, valid))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         x = _stages(self, BLOCKS[self.block], x, train, valid)
         return jnp.mean(x, axis=(1, 2))
 
