@@ -32,6 +32,7 @@ def get_config() -> Config:
             # What the encoder was trained with; at 128 pixels it sees less of the same drawings.
             image_size=224,
             max_tokens=32,
+            captions="averaged",
             augment=AugmentConfig(flip=0),
         ),
         model=ModelConfig(
@@ -70,6 +71,14 @@ def get_config() -> Config:
                     test="test",
                     one_per_group=True,
                     captions="first",
+                ),
+                RetrievalConfig(
+                    name="unseen_artist",
+                    validation="artist_validation",
+                    test="artist_test",
+                    one_per_group=True,
+                    captions="averaged",
+                    max_images=400,
                 ),
             ),
         ),
