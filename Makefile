@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LIBTPU := .work/libtpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs encoders one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -24,6 +24,9 @@ compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds 
 
 costs: $(VENV)/installed  ## what negatives cost in time, memory and traffic (an hour)
 	$(BIN)/python -m benchmarks.objectives
+
+encoders: .venv-peers/installed $(VENV)/installed  ## a step of the encoders beside PyTorch's (half an hour)
+	$(BIN)/python -m benchmarks.encoders
 
 one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against the batch on frozen features (hours)
 	$(BIN)/python -m benchmarks.one_negative
@@ -87,7 +90,9 @@ $(FROZEN)/furniture/Scopia.sh3f:
 	dpkg-deb --fsys-tarfile $(@D)/$(FURNITURE)_1.8-1_all.deb \
 		| tar -x -m -C $(@D) --strip-components=5 ./usr/share/sweethome3d/furniture
 
-.venv-peers/installed: benchmarks/requirements-frozen.txt
+.venv-peers/installed: benchmarks/requirements-frozen.txt benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r benchmarks/requirements-peers.txt
 	@touch $@

@@ -3,7 +3,7 @@
 Each case runs on the same machine, weights (`generated`) and inputs, in float32, in one process for
 each framework.  The processes take turns, so that a machine that slows down slows down both.  The
 losses of the first three steps must agree before anything is timed.  PyTorch runs in the
-environment of ``benchmarks/requirements-frozen.txt``; where it has several ways to do a case, the
+environment ``.venv-peers`` of the Makefile; where it has several ways to do a case, the
 fastest counts.
 """
 
