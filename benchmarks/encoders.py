@@ -4,14 +4,15 @@ Each case runs on the same machine, weights (`generated`) and inputs, in float32
 each framework.  The processes take turns, so that a machine that slows down slows down both.  The
 losses of the first three steps must agree before anything is timed.  PyTorch runs in the
 environment ``.venv-peers`` of the Makefile; where it has several ways to do a case, the
-fastest counts.
+fastest counts.  Every case is written when it is done, in place of its older numbers.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,22 +91,39 @@ def compare(case: Case, workers: dict[str, Worker], rounds: int) -> dict[str, An
     }
 
 
-def run(cases: Iterable[Case], python: Path, rounds: int, compiled: bool) -> list[dict[str, Any]]:
-    records = []
+def run(
+    cases: Iterable[Case], python: Path, rounds: int, compiled: bool
+) -> Iterator[dict[str, Any]]:
     torch = [str(python), "-m", "benchmarks.encoders_torch"]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
+    version = subprocess.run(
+        [str(python), "-c", "import torch; print(torch.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     for case in cases:
         commands = {"ours": [sys.executable, "-m", "benchmarks.encoders_jax"]}
         for variant in variants(case, compiled):
             commands["torch" + (f", {variant}" if variant else "")] = torch
         workers = {name: Worker(command, quiet) for name, command in commands.items()}
         try:
-            records.append(compare(case, workers, rounds))
+            record = compare(case, workers, rounds)
         finally:
             for worker in workers.values():
                 worker.close()
-        print(case.label, records[-1]["seconds"], records[-1]["ratio"], flush=True)
-    return records
+        print(case.label, record["seconds"], record["ratio"], flush=True)
+        yield record | {"torch": version, "provenance": provenance()}
+
+
+def merged(old: Iterable[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records with a new one in place of an older one of its case, in the order of `CASES`."""
+
+    def case(record: dict[str, Any]) -> Case:
+        return Case(record["name"], record["size"], record["batch"], record["train"])
+
+    records = {case(record): record for record in (*old, new)}
+    return sorted(records.values(), key=lambda r: (*CASES, *QUICK).index(case(r)))
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
@@ -137,12 +155,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
                 f"{middle:.2f} ({low:.2f} to {high:.2f})",
             )
         )
-    facts = results["provenance"]
-    torch = results["torch"]
+    last = results["records"][-1]
+    facts = last["provenance"]
+    commits = ", ".join(sorted({record["provenance"]["commit"] for record in results["records"]}))
     origin = (
-        f"`{results['command']}`, commit {facts['commit']}, {facts['machine']}, "
-        f"jax {facts['jax']}, torch {torch}, {facts['date']}; "
-        f"{results['records'][0]['rounds']} turns."
+        f"`{results['command']}`, commit {commits}, {facts['machine']}, jax {facts['jax']}, "
+        f"torch {last['torch']}, {facts['date']}; {last['rounds']} turns."
     )
     return {"encoders": f"{table(lines)}\n\n{origin}"}
 
@@ -164,23 +182,14 @@ def main() -> None:
     quick = QUICK_RESULTS if given.quick else None
     out, docs = places(given.out, given.docs, (RESULTS, DOCS), quick)
     cases = [case for case in (QUICK if quick else CASES) if given.only in case.label]
-    records = run(cases, given.torch, given.rounds, not given.no_compile)
-    if given.only:
-        return
-    version = Worker([str(given.torch), "-c", VERSION], {}).process.communicate()[0].strip()
-    results = {
-        "command": "python -m benchmarks.encoders",
-        "provenance": provenance(),
-        "torch": version,
-        "records": records,
-    }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
-    write_tables(docs, tables(results))
+    results = json.loads(out.read_text()) if out.exists() else {"records": []}
+    results["command"] = "python -m benchmarks.encoders"
+    for record in run(cases, given.torch, given.rounds, not given.no_compile):
+        results["records"] = merged(results["records"], record)
+        out.write_text(json.dumps(results, indent=1) + "\n")
+        write_tables(docs, tables(results))
     print(f"written to {out} and {docs}")
-
-
-VERSION = "import torch; print(torch.__version__)"
 
 
 if __name__ == "__main__":

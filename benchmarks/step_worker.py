@@ -15,7 +15,7 @@ from typing import Any
 
 CHECKED = 3
 """Steps whose values are compared; they also compile and warm up."""
-LEARNING_RATE = 1e-5
+LEARNING_RATE = 1e-6
 """Of those that train; small, so that rounding does not grow from step to step."""
 
 Step = Callable[[], float]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import encoders
-from benchmarks.encoders import Case, compare, tables
+from benchmarks.encoders import Case, compare, merged, tables
 from benchmarks.encoders_jax import build
 from benchmarks.step_worker import Worker
 
@@ -71,11 +71,23 @@ def test_the_fastest_of_pytorch_counts() -> None:
     assert workers["torch, channels_last"].built["variant"] == "channels_last"
     assert "variant" not in workers["ours"].built
     facts = {"commit": "c", "machine": "m", "jax": "1", "date": "today"}
-    results = {"command": "python x", "provenance": facts, "torch": "2", "records": [found]}
+    found |= {"provenance": facts, "torch": "2"}
+    results = {"command": "python x", "records": [found]}
     (text,) = tables(results).values()
     expected = "| `resnet18` | training step | 32 | 2 | 2000 | 2000 | channels_last | 0.50"
     assert expected in text
     assert "`python x`, commit c, m, jax 1, torch 2, today; 3 turns." in text
+
+
+def test_a_case_takes_the_place_of_its_older_numbers() -> None:
+    def record(case: Case, value: int) -> dict[str, Any]:
+        setting = {"name": case.name, "size": case.size, "batch": case.batch, "train": case.train}
+        return setting | {"value": value}
+
+    records = [record(encoders.CASES[2], 1), record(encoders.CASES[5], 2)]
+    for case, value in ((encoders.CASES[5], 3), (encoders.CASES[0], 4)):
+        records = merged(records, record(case, value))
+    assert [r["value"] for r in records] == [4, 1, 3]
 
 
 def test_other_losses_are_not_timed() -> None:
