@@ -4,6 +4,7 @@
 github.com/openai/CLIP, MIT) were written by ``benchmarks/text_encoder_references.py``.
 """
 
+import gzip
 import itertools
 import json
 import pickle
@@ -97,6 +98,57 @@ def test_byte_pairs_by_hand() -> None:
     assert found[: len(expected) + 2].tolist() == [49406, *expected, 49407]
 
 
+def test_packed_merges_are_the_same_tokenizer(tmp_path: Path) -> None:
+    """With other numbers here, as the merges are few.
+
+    With CLIP's own ``bpe_simple_vocab_16e6.txt.gz``, which is too large to keep here, the ids are
+    ``open_clip/ids`` too, and words are 49408 (open_clip_torch 3.3.0, 2026-11-25).
+    """
+    packed = tmp_path / "bpe.txt.gz"
+    packed.write_bytes(gzip.compress((CLIP_BPE / "merges.txt").read_bytes()))
+    found, expected = (load_tokenizer(file, DataConfig()) for file in (packed, CLIP_BPE))
+    for sentence in SENTENCES:
+        assert words(found, sentence) == words(expected, sentence)
+
+
+def words(tokenizer: Tokenizer, caption: str) -> list[str]:
+    numbers = json.loads(tokenizer.model)["model"]["vocab"]
+    by_number = {number: word for word, number in numbers.items()}
+    ids, mask = tokenizer([caption])
+    return [by_number[id] for id in ids[mask].tolist()]
+
+
+def test_packed_merges_are_no_bomb(tmp_path: Path) -> None:
+    packed = tmp_path / "bpe.txt.gz"
+    for content, message in (
+        (gzip.compress(b"a b\n" * 5_000_000), "bpe.txt.gz has more than 16777216 bytes"),
+        (gzip.compress(b"a b\n" * 100)[:20], "bpe.txt.gz is not packed text"),
+        (b"a b\n", "bpe.txt.gz is not packed text"),
+        (gzip.compress(b"\xff\xfe"), "bpe.txt.gz is not packed text"),
+        (gzip.compress(b"#version\na b c\n"), "bpe.txt.gz, line 2: 'a b c' is not a pair"),
+    ):
+        packed.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_tokenizer(packed, DataConfig())
+
+
+def test_halves_of_characters_are_repaired(tmp_path: Path) -> None:
+    """As JSON can leave them behind: both halves of a cat, and one that stands alone."""
+    for tokenizer in every_kind(tmp_path).values():
+        found = tokenizer(["a \ud83d\udc08", "a \ud83d cat"])[0]
+        np.testing.assert_array_equal(found, tokenizer(["a 🐈", "a \ufffd cat"])[0])
+
+
+def test_ids_are_below_the_number_of_words() -> None:
+    """Of a vocabulary with gaps too, or an embedding table would be too small."""
+    assert clip().vocab_size == 49408
+
+
+def test_room_for_words_is_needed() -> None:
+    with pytest.raises(ConfigError, match=r"data.max_tokens=2 must be 3 or more"):
+        clip(2)
+
+
 def test_awkward_captions_become_rows(tmp_path: Path) -> None:
     for name, tokenizer in every_kind(tmp_path).items():
         ids, mask = tokenizer(AWKWARD)
@@ -174,3 +226,5 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     refused({"vocab.json": vocabulary, "merges.txt": b"nope never\n"}, "merges.txt")
     with pytest.raises(ConfigError, match="data.tokenizer=.*nowhere"):
         load_tokenizer(tmp_path / "nowhere", DataConfig())
+    with pytest.raises(ConfigError, match="give the folder that it is in"):
+        load_tokenizer(CLIP_BPE / "merges.txt", DataConfig())

@@ -8,18 +8,15 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.caption_ops import NORMALIZATIONS
-from clip_lite_jax.data.glove import read_glove
+from clip_lite_jax.data.tokenizer_files import WORDS, read_tokenizer
 from clip_lite_jax.errors import ConfigError, DataError
-from clip_lite_jax.files import read_json
 
 MAX_CAPTION_BYTES = 4096
 """Longer captions are left out of tokenizer training (SentencePiece drops them as well)."""
-WORDS = b"#words\n"
-"""First line of a list of words, one on each line after it."""
 
 
 class Vocabulary(Protocol):
@@ -28,7 +25,7 @@ class Vocabulary(Protocol):
     @property
     def size(self) -> int: ...
 
-    def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]: ...
+    def encode(self, captions: Sequence[str]) -> list[list[int]]: ...
 
 
 class Tokenizer:
@@ -38,17 +35,18 @@ class Tokenizer:
         """`model` is the content of a SentencePiece model, a ``tokenizer.json`` or a word list.
 
         `normalization` is one of `caption_ops.NORMALIZATIONS`.  Raises ``ValueError`` for content
-        that is none of these.
+        that is none of these, and for a `max_tokens` that leaves no room for words.
         """
         self.model, self.max_tokens, self.normalization = model, max_tokens, normalization
         self._normalize = NORMALIZATIONS[normalization]
-        self._vocabulary = _vocabulary(model)
+        self._vocabulary = _vocabulary(model, max_tokens)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, int, str]]:
         return Tokenizer, (self.model, self.max_tokens, self.normalization)
 
     @property
     def vocab_size(self) -> int:
+        """Ids are below it."""
         return self._vocabulary.size
 
     @property
@@ -57,28 +55,37 @@ class Tokenizer:
         return "tokenizer.json" if self.model.lstrip()[:1] == b"{" else "tokenizer.model"
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """``N`` captions → int32 ids ``[N, max_tokens]`` and their bool mask; the rest is cut."""
+        """``N`` captions → int32 ids ``[N, max_tokens]`` and their bool mask; the rest is cut.
+
+        Where the mask is False the id is 0, whatever the tokenizer calls padding.
+        """
         tokens = np.zeros((len(captions), self.max_tokens), np.int32)
         mask = np.zeros((len(captions), self.max_tokens), bool)
-        normalized = [self._normalize(caption) for caption in captions]
-        for row, ids in enumerate(self._vocabulary.encode(normalized, self.max_tokens)):
+        normalized = [self._normalize(_repaired(caption)) for caption in captions]
+        for row, ids in enumerate(self._vocabulary.encode(normalized)):
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return tokens, mask
 
 
+def _repaired(caption: str) -> str:
+    """Pairs of surrogates, which JSON can leave behind, become the character they stand for."""
+    return caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class SentencePieces:
     """Lower-cases and normalises by Unicode NFKC, if trained here.  Source: arXiv 1808.06226."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, max_tokens: int) -> None:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError(f"not a SentencePiece model: {error}") from error
         self.size = self._processor.get_piece_size()
+        self._limit = max_tokens
 
-    def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
-        return [ids[:max_tokens] for ids in self._processor.encode(list(captions))]
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        return [ids[: self._limit] for ids in self._processor.encode(list(captions))]
 
 
 class HuggingFace:
@@ -87,43 +94,51 @@ class HuggingFace:
     A caption that is too long loses its end, but not the token that closes every caption.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, max_tokens: int) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"not a tokenizer.json: {error}") from error
+        added = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if max_tokens <= added:
+            raise ValueError(
+                f"it adds {added} tokens to every caption, which leaves no room for words: "
+                f"data.max_tokens={max_tokens} must be {added + 1} or more"
+            )
         self._tokenizer.no_padding()
-        self.size = self._tokenizer.get_vocab_size()
-        self._limit = 0
+        # Here, as threads that encode may not change a tokenizer that they share.
+        self._tokenizer.enable_truncation(max_tokens)
+        self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
-    def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
-        if self._limit != max_tokens:
-            self._tokenizer.enable_truncation(max_tokens)
-            self._limit = max_tokens
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
 
 
 class Words:
     """Whole words, lower-cased, punctuation split off; words that are not listed are left out."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, max_tokens: int) -> None:
         words = model.removeprefix(WORDS).decode().split("\n")
         self._index = {word: number for number, word in enumerate(words)}
         self.size = len(words)
         self._split = pre_tokenizers.BertPreTokenizer()
+        self._limit = max_tokens
 
-    def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
         result = []
         for caption in captions:
             words = (word for word, _ in self._split.pre_tokenize_str(caption.lower()))
-            result.append([self._index[w] for w in words if w in self._index][:max_tokens])
+            result.append([self._index[w] for w in words if w in self._index][: self._limit])
         return result
 
 
-def _vocabulary(model: bytes) -> Vocabulary:
+def _vocabulary(model: bytes, max_tokens: int) -> Vocabulary:
+    if not model:
+        raise ValueError("the file is empty")
     if model.startswith(WORDS):
-        return Words(model)
-    return HuggingFace(model) if model.lstrip()[:1] == b"{" else SentencePieces(model)
+        return Words(model, max_tokens)
+    kind = HuggingFace if model.lstrip()[:1] == b"{" else SentencePieces
+    return kind(model, max_tokens)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> bytes:
@@ -177,94 +192,13 @@ def load_or_train_tokenizer(captions: Iterable[str], config: DataConfig) -> Toke
 
 
 def load_tokenizer(path: str | Path, config: DataConfig) -> Tokenizer:
-    """The tokenizer in a file or in a folder of Hugging Face's, or the words of a GloVe file.
+    """The tokenizer in a file or folder, see `read_tokenizer`.
 
     Raises:
       CheckpointError, ConfigError: there is none, or it cannot be read.
     """
     try:
-        model = _stored_model(Path(path))
+        model = read_tokenizer(Path(path))
         return Tokenizer(model, config.max_tokens, config.caption_normalization)
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.tokenizer={path}: {error}") from error
-
-
-def _stored_model(path: Path) -> bytes:
-    if path.suffix == ".txt":
-        return WORDS + "\n".join(read_glove(path)[0]).encode()
-    return _folder_model(path) if path.is_dir() else path.read_bytes()
-
-
-def _folder_model(folder: Path) -> bytes:
-    """A ``tokenizer.json``, or one made of the older files of BERT or of CLIP."""
-    if (folder / "tokenizer.json").is_file():
-        return (folder / "tokenizer.json").read_bytes()
-    if (folder / "vocab.txt").is_file():
-        return _word_piece(folder)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _clip_bpe(folder)
-    if (folder / "tokenizer.model").is_file():
-        return (folder / "tokenizer.model").read_bytes()
-    raise ValueError(
-        "no tokenizer.json, vocab.txt, vocab.json with merges.txt, or tokenizer.model in it"
-    )
-
-
-def _word_piece(folder: Path) -> bytes:
-    """BERT's tokenizer, of its ``vocab.txt`` and ``tokenizer_config.json``."""
-    words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    vocabulary = {word: number for number, word in enumerate(words)}
-    settings = folder / "tokenizer_config.json"
-    lower = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    first, last = (_required(vocabulary, token) for token in ("[CLS]", "[SEP]"))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", last), ("[CLS]", first))
-    return tokenizer.to_str().encode()
-
-
-def _clip_bpe(folder: Path) -> bytes:
-    """CLIP's tokenizer, of its ``vocab.json`` and ``merges.txt``."""
-    vocabulary = read_json(folder / "vocab.json")
-    if not isinstance(vocabulary, dict) or not all(type(n) is int for n in vocabulary.values()):
-        raise ValueError("vocab.json is not a table of words and their numbers")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = []
-    for line in lines:
-        if line and not line.startswith("#version"):
-            left, _, right = line.partition(" ")
-            if not {left, right, left + right} <= vocabulary.keys():
-                raise ValueError(f"merges.txt has {line!r}, which vocab.json does not: renew both")
-            merges.append((left, right))
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=end)
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-            normalizers.Lowercase(),
-        ]
-    )
-    words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(words), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (end, _required(vocabulary, end)),
-        (start, _required(vocabulary, start)),
-        trim_offsets=False,
-        add_prefix_space=False,
-    )
-    return tokenizer.to_str().encode()
-
-
-def _required(vocabulary: dict[str, int], token: str) -> int:
-    if token not in vocabulary:
-        raise ValueError(f"the vocabulary lacks {token}")
-    return vocabulary[token]
