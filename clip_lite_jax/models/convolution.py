@@ -97,7 +97,9 @@ def _general(strides: tuple[int, int], pads: Any, groups: int, x: Array, kernel:
 
 
 def _pointwise(strides: tuple[int, int], pads: Any, x: Array, kernel: Array) -> Array:
-    return jnp.dot(_padded(x, pads)[:, :: strides[0], :: strides[1]], kernel[0, 0])
+    """In two dimensions: of four, the kernel's gradient would transpose its image, which is slow."""
+    x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
+    return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
 def _depthwise(strides: tuple[int, int], pads: Any, x: Array, kernel: Array) -> Array:
