@@ -28,8 +28,17 @@ CASES: dict[str, dict[str, Any]] = {
     "oblong": {"kernel": (2, 5, 6, 4), "padding": ((0, 2), (3, 1))},
     "valid": {"kernel": (3, 3, 6, 4)},
     "strided": {"kernel": (3, 3, 6, 4), "strides": (2, 2), "padding": "SAME"},
+    "strided, oblong": {
+        "kernel": (4, 3, 6, 4),
+        "strides": (3, 2),
+        "padding": ((1, 0), (2, 1)),
+    },
+    "patches": {"kernel": (3, 5, 6, 4), "strides": (3, 5)},
     "groups": {"kernel": (3, 3, 3, 4), "groups": 2, "padding": "SAME"},
 }
+
+FORMULAS = ("one pixel", "depthwise", "square", "strided")
+"""A case of each of ours."""
 
 
 def inputs(shape: tuple[int, ...], dtype: Any = jnp.float64) -> tuple[Array, Array]:
@@ -81,7 +90,7 @@ def test_values_and_gradients_are_those_of_xla(name: str) -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["one pixel", "depthwise", "square"])
+@pytest.mark.parametrize("name", FORMULAS)
 def test_bfloat16_stays_bfloat16(name: str) -> None:
     ours, general = both(CASES[name])
     given = inputs(CASES[name]["kernel"], jnp.bfloat16)
@@ -94,7 +103,7 @@ def test_bfloat16_stays_bfloat16(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["one pixel", "depthwise", "square"])
+@pytest.mark.parametrize("name", FORMULAS)
 def test_a_batch_on_eight_devices_is_the_same_batch(name: str) -> None:
     ours, _ = both(CASES[name])
     given = inputs(CASES[name]["kernel"], jnp.float32)
@@ -105,9 +114,9 @@ def test_a_batch_on_eight_devices_is_the_same_batch(name: str) -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["one pixel", "depthwise", "square"])
+@pytest.mark.parametrize("name", FORMULAS)
 def test_other_backends_get_convolutions(name: str) -> None:
-    """On CPUs a square kernel has two, forward and for the image; elsewhere each product is one."""
+    """On CPUs larger kernels have two, forward and for the image; elsewhere each product is one."""
     ours, general = both(CASES[name])
     given = inputs(CASES[name]["kernel"], jnp.float32)
 
@@ -117,8 +126,21 @@ def test_other_backends_get_convolutions(name: str) -> None:
             "stablehlo.convolution"
         )
 
-    assert convolutions(ours, "cpu") == (2 if name == "square" else 0)
-    assert convolutions(ours, "tpu") == convolutions(general, "tpu") == 3
+    assert convolutions(ours, "cpu") == (2 if name in ("square", "strided") else 0)
+    for platform in ("tpu", "cuda"):
+        assert convolutions(ours, platform) == convolutions(general, platform) == 3
+
+
+def test_the_gradient_of_one_pixel_transposes_no_image() -> None:
+    """XLA took three times as long where the product had the four dimensions of the image."""
+    ours, _ = both(CASES["one pixel"])
+    compiled = with_gradient(ours).lower(  # type: ignore[attr-defined]
+        *inputs(CASES["one pixel"]["kernel"], jnp.float32)
+    )
+    text = compiled.compile().as_text()
+    pixels = 8 * 9 * 10
+    assert f"f32[{pixels},4]" in text
+    assert f"f32[4,{pixels}]" not in text
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 8)])

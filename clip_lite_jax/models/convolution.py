@@ -70,8 +70,8 @@ def convolve(
         return lax.platform_dependent(
             x, kernel, cpu=partial(_depthwise, strides, pads), default=general
         )
-    if strides == (1, 1) and groups == 1:
-        return _unstrided(tuple(map(tuple, pads)), x, kernel)
+    if groups == 1:
+        return _dense(strides, tuple(map(tuple, pads)), x, kernel)
     return general(x, kernel)
 
 
@@ -97,7 +97,7 @@ def _general(strides: tuple[int, int], pads: Any, groups: int, x: Array, kernel:
 
 
 def _pointwise(strides: tuple[int, int], pads: Any, x: Array, kernel: Array) -> Array:
-    """In two dimensions: of four, the kernel's gradient would transpose its image, which is slow."""
+    """In two dimensions; of four, XLA would transpose the image for the kernel's gradient."""
     x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
     return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
@@ -119,27 +119,34 @@ def _padded(x: Array, pads: Any) -> Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _unstrided(pads: Any, x: Array, kernel: Array) -> Array:
-    return _general((1, 1), pads, 1, x, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dense(strides: tuple[int, int], pads: Any, x: Array, kernel: Array) -> Array:
+    return _general(strides, pads, 1, x, kernel)
 
 
-def _unstrided_forward(pads: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _unstrided(pads, x, kernel), (x, kernel)
+def _dense_forward(
+    strides: tuple[int, int], pads: Any, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _dense(strides, pads, x, kernel), (x, kernel)
 
 
-def _unstrided_backward(pads: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _dense_backward(
+    strides: tuple[int, int], pads: Any, kept: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, kernel = kept
 
     def general(x: Array, g: Array) -> Array:
-        return jax.vjp(lambda k: _general((1, 1), pads, 1, x, k), kernel)[1](g)[0]
+        return jax.vjp(lambda k: _general(strides, pads, 1, x, k), kernel)[1](g)[0]
 
-    (dx,) = jax.vjp(lambda x: _general((1, 1), pads, 1, x, kernel), x)[1](g)
-    products = partial(_kernel_gradient, pads, kernel.shape)
+    (dx,) = jax.vjp(lambda x: _general(strides, pads, 1, x, kernel), x)[1](g)
+    if strides == (1, 1):
+        products = partial(_kernel_gradient, pads, kernel.shape)
+    else:
+        products = partial(_strided_kernel_gradient, strides, pads, kernel.shape)
     return dx, lax.platform_dependent(x, g, cpu=products, default=general)
 
 
-_unstrided.defvjp(_unstrided_forward, _unstrided_backward)
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _kernel_gradient(pads: Any, shape: tuple[int, ...], x: Array, g: Array) -> Array:
@@ -151,6 +158,19 @@ def _kernel_gradient(pads: Any, shape: tuple[int, ...], x: Array, g: Array) -> A
     columns = [x[:, :, j : j + g.shape[2]].reshape(-1, channels) for j in range(w)]
     gradient = jnp.stack([jnp.dot(column.T, rows) for column in columns])
     return gradient.reshape(w, channels, h, features).transpose(2, 0, 1, 3)
+
+
+def _strided_kernel_gradient(
+    strides: tuple[int, int], pads: Any, shape: tuple[int, ...], x: Array, g: Array
+) -> Array:
+    """One matrix product for each row of the kernel: all its columns see a strip of the image."""
+    (h, w, channels, features), (down, right) = shape, strides
+    x, last_row, last_column = _padded(x, pads), down * (g.shape[1] - 1), right * (g.shape[2] - 1)
+    columns = [x[:, :, j : j + last_column + 1 : right] for j in range(w)]
+    strips = jnp.concatenate(columns, axis=-1)  # [B, H, W', w * channels]
+    rows = [strips[:, i : i + last_row + 1 : down] for i in range(h)]
+    g = g.reshape(-1, features)
+    return jnp.stack([jnp.dot(row.reshape(-1, w * channels).T, g) for row in rows]).reshape(shape)
 
 
 def _pooled(x: Array) -> Array:
