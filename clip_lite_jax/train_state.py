@@ -82,7 +82,8 @@ def init_state(
             opt_state=optimizer.init(params),
             ema=params if with_ema else None,
             target=target,
-            log_normalizer=jnp.full((), -jnp.inf),
+            # Strongly typed: what a step returns is, and another type would compile it again.
+            log_normalizer=jnp.full((), -jnp.inf, jnp.result_type(float)),
         )
 
     shardings = state_shardings(mesh, negatives is not None and uses_memory(negatives))

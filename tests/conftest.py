@@ -8,6 +8,9 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # Programs here are compiled once and run for milliseconds: compiling them well costs more.
     "--xla_backend_optimization_level=0",
+    # The older emitters of fusions, and one module for each program: half the time of compilation.
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
     # With the default scheduler a program that comes from the cache can hang in its permutes until
     # XLA aborts (jaxlib 0.10.2, CPU; the ring on the image side alone does it every time).
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",

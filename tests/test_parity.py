@@ -107,9 +107,11 @@ def train(devices: int, config: Case, optim: OptimConfig, dtype: str) -> dict[st
         return put_batch(mesh, made, config.parts > 1)
 
     (_, learned), grads = jax.jit(make_gradient(learner))(state, batch(0))
-    losses = []
+    losses, types = [], jax.tree.map(jax.typeof, state)
     for number in range(STEPS):
         state, metrics = step(state, batch(number))
+        # Weak types among them: a state of another type would have the step compiled again.
+        assert jax.tree.map(jax.typeof, state) == types
         losses.append(metrics["loss"])
     floats = {"losses": losses, "grads": grads, "params": state.params, "ema": state.ema}
     kept = {} if state.target is None else {"target": state.target}
