@@ -190,16 +190,29 @@ def test_bfloat16_is_close_to_float32(name: str, options: dict[str, Any], size: 
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_float64_is_the_same(causal: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 5e-6), ("float32", 5e-6), ("bfloat16", 0.04)]
+)
+def test_attention_is_that_of_jax(dtype: str, tolerance: float, causal: bool) -> None:
     rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 2, 5, 3, 4))
-    mask = (np.arange(5) < [[5], [2]])[:, None, None]
-    for some in (None, mask):
-        single = attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), some, causal)
+    single = jnp.asarray(rng.normal(size=(3, 2, 5, 3, 4)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=(1, 3, 5, 5)), jnp.float32)
+    mask = jnp.asarray(np.arange(5) < [[5], [2]])[:, None, None]
+    for some, added in ((None, None), (mask, None), (mask, bias)):
+
+        def ours(qkv: Any, some: Any = some, added: Any = added) -> Any:
+            return attention(*qkv, some, causal, added)
+
+        def theirs(qkv: Any, some: Any = some, added: Any = added) -> Any:
+            return jax.nn.dot_product_attention(*qkv, added, some, is_causal=causal)
+
+        expected = theirs(single), jax.grad(lambda x, f=theirs: jnp.sum(f(x) ** 2))(single)
         with jax.enable_x64(True):
-            double = attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), some, causal)
-            assert double.dtype == jnp.float64
-        chex.assert_trees_all_close(single, np.asarray(double, np.float32), atol=1e-6)
+            qkv = single.astype(dtype)
+            found = ours(qkv), jax.grad(lambda x, f=ours: jnp.sum(f(x) ** 2))(qkv)
+            chex.assert_type(found, jnp.dtype(dtype))
+            found = jax.tree.map(lambda x: x.astype(jnp.float32), found)
+        chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize(
