@@ -12,14 +12,9 @@ from jax.sharding import Mesh
 
 from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
-from clip_lite_jax.data.sources import (
-    BadExamples,
-    Source,
-    build_sources,
-    captions_of,
-    fingerprint,
-)
+from clip_lite_jax.data.sources import Source, build_sources, captions_of, fingerprint
 from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer, load_tokenizer
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator

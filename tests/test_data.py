@@ -13,17 +13,12 @@ from PIL import Image
 
 from clip_lite_jax.config import AugmentConfig, DataConfig
 from clip_lite_jax.data import caption_ops, image_ops
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.data.sources import (
-    BadExamples,
-    Source,
-    build_sources,
-    captions_of,
-    fingerprint,
-    split_of,
-)
+from clip_lite_jax.data.sources import Source, build_sources, captions_of, fingerprint
+from clip_lite_jax.data.splits import split_of
 from clip_lite_jax.data.tokenizer import (
     Tokenizer,
     load_or_train_tokenizer,
@@ -433,5 +428,9 @@ def test_fingerprint_sees_captions_and_order(pairs: Path) -> None:
     for split in ("train", "test"):
         again = build_sources(DataConfig(source=str(pairs)), BadExamples())
         assert fingerprint(sources) == fingerprint(again)
-        again[split].rows.reverse()  # type: ignore[attr-defined]
+        again[split] = again[split].chosen(np.arange(len(again[split]))[::-1])
         assert fingerprint(sources) != fingerprint(again)
+    other = pairs.with_name("other.csv")
+    other.write_text(pairs.read_text().replace("a red ring", "a red hoop"))
+    again = build_sources(DataConfig(source=str(other)), BadExamples())
+    assert fingerprint(sources) != fingerprint(again)

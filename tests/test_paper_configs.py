@@ -22,7 +22,8 @@ from PIL import Image
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, load_config
 from clip_lite_jax.data import image_ops
-from clip_lite_jax.data.sources import BadExamples, Source, build_sources
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.sources import Source, build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.learner import build_learner
 from clip_lite_jax.metrics import read_metrics

@@ -15,6 +15,7 @@ from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_tables import number, terminal_table
 from clip_lite_jax.config import AugmentConfig, DataConfig, EvalConfig, ShapesConfig, load_config
 from clip_lite_jax.data import image_ops, shapes
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform
 from clip_lite_jax.data.records import Example
@@ -28,7 +29,6 @@ from clip_lite_jax.data.shapes import (
     draw,
 )
 from clip_lite_jax.data.sources import (
-    BadExamples,
     IndependentPairs,
     Source,
     build_sources,

@@ -16,8 +16,9 @@ import numpy as np
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
-from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
+from clip_lite_jax.data.sources import IndependentPairs, Source
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.models import Inputs
 

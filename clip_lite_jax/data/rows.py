@@ -1,0 +1,156 @@
+"""What is known of many examples but their images, in columns.
+
+An example costs its text and some tens of bytes, not the kilobyte of a Python object: ten million
+fit into the memory of a laptop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clip_lite_jax.data.records import Example
+
+TEXT = pa.large_string()
+TEXTS = pa.large_list(TEXT)
+ATTRIBUTES = pa.map_(pa.string(), pa.string())
+
+_CHUNK = 65_536
+"""Rows that pass through Python objects at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Random access to examples without their images.
+
+    Attributes:
+      ids, groups: `TEXT`, one each; see `Example`.
+      captions: `TEXTS`.
+      attributes: `ATTRIBUTES`, or None where no example has any.
+    """
+
+    ids: pa.Array
+    groups: pa.Array
+    captions: pa.Array
+    attributes: pa.Array | None = None
+
+    @staticmethod
+    def of(examples: Iterable[Example]) -> Rows:
+        columns: list[list[pa.Array]] = [[], [], [], []]
+        for chunk in in_chunks(examples):
+            columns[0].append(pa.array([e.id for e in chunk], TEXT))
+            columns[1].append(pa.array([e.group for e in chunk], TEXT))
+            columns[2].append(pa.array([e.captions for e in chunk], TEXTS))
+            columns[3].append(pa.array([list(e.attributes.items()) for e in chunk], ATTRIBUTES))
+        types = (TEXT, TEXT, TEXTS, ATTRIBUTES)
+        return Rows(*(in_one_piece(c, t) for c, t in zip(columns, types, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        attributes = {} if self.attributes is None else dict(self.attributes[index].as_py())
+        return Example(
+            self.ids[index].as_py(),
+            self.groups[index].as_py(),
+            tuple(self.captions[index].as_py()),
+            b"",
+            attributes,
+        )
+
+    def update(self, digest: Any, indices: np.ndarray) -> None:
+        """Feeds ids, groups and captions of the examples at `indices` into a hash."""
+        for start in range(0, len(indices), _CHUNK):
+            chosen = pa.array(indices[start : start + _CHUNK])
+            for column in (self.ids, self.groups, self.captions):
+                _update(digest, column.take(chosen))
+
+
+def _update(digest: Any, array: pa.Array) -> None:
+    """Lengths, then content: equal values give equal bytes, however they lie in memory."""
+    if array.type == TEXTS:
+        digest.update(np.asarray(pc.list_value_length(array)))
+        array = array.flatten()
+    digest.update(np.asarray(pc.binary_length(array)))
+    if len(array):
+        _, offsets, content = array.buffers()
+        first, last = np.frombuffer(offsets, np.int64)[[array.offset, array.offset + len(array)]]
+        digest.update(memoryview(content or b"")[first:last])
+
+
+def in_one_piece(chunks: Sequence[pa.Array], type: pa.DataType) -> pa.Array:
+    return pa.concat_arrays([chunk.cast(type) for chunk in chunks] or [pa.array([], type)])
+
+
+def in_chunks(items: Iterable[Any], size: int = _CHUNK) -> Iterator[list[Any]]:
+    """Lists of up to `size` items."""
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def texts(column: pa.Array, indices: np.ndarray) -> Iterator[str]:
+    """The values of a column of text at `indices`, without a list of them all."""
+    for start in range(0, len(indices), _CHUNK):
+        yield from column.take(pa.array(indices[start : start + _CHUNK])).to_pylist()
+
+
+def group(keys: pa.Array, captions: Sequence[pa.Array]) -> tuple[np.ndarray, pa.Array]:
+    """Rows of equal keys as one, in the order of their first appearance.
+
+    Args:
+      keys: `TEXT` ``[R]``.
+      captions: columns of `TEXT` or `TEXTS`, each ``[R]``; null and empty ones count as none.
+
+    Returns:
+      The first row of each key, ``[K]``; all captions of each key, each once, row by row and
+      column by column, `TEXTS` ``[K]``.
+    """
+    codes, first = _codes(keys)
+    owners, places, values = [], [], []
+    for number, column in enumerate(captions):
+        rows, flat = _flat(column)
+        kept = np.asarray(pc.greater(pc.fill_null(pc.binary_length(flat), 0), 0))
+        if not kept.all():
+            rows, flat = rows[kept], flat.filter(pa.array(kept))
+        owners.append(codes[rows])
+        places.append(rows * len(captions) + number)
+        values.append(flat)
+    owner, place, flat = np.concatenate(owners), np.concatenate(places), in_one_piece(values, TEXT)
+    if not _sorted(owner, place):
+        order = np.lexsort((place, owner))
+        owner, flat = owner[order], flat.take(pa.array(order))
+    if len(owner) > len(first):  # a key has several captions: are any of them equal?
+        alike = owner * (len(owner) + 1) + _codes(flat)[0]
+        new = np.sort(np.unique(alike, return_index=True)[1])
+        if len(new) < len(owner):
+            owner, flat = owner[new], flat.take(pa.array(new))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(first)))])
+    return first, pa.LargeListArray.from_arrays(pa.array(offsets), flat)
+
+
+def _codes(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Equal values as equal numbers, in the order of first appearance; the first row of each."""
+    codes = np.asarray(column.dictionary_encode().indices).astype(np.int64)
+    first = np.zeros(codes.max(initial=-1) + 1, np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several writes the last one stays
+    return codes, first
+
+
+def _flat(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Of every text in a column of texts or of lists of them: its row, and itself."""
+    if column.type != TEXTS:
+        return np.arange(len(column)), column
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    return np.repeat(np.arange(len(column)), lengths), column.flatten()
+
+
+def _sorted(owner: np.ndarray, place: np.ndarray) -> bool:
+    steps = np.diff(owner)
+    return not np.any(steps < 0) and not np.any((steps == 0) & (np.diff(place) < 0))
