@@ -60,12 +60,20 @@ class DataConfig:
     """Where the pairs come from and what becomes of them before they reach the accelerator."""
 
     source: str = "emoji"
-    """``emoji`` or ``shapes`` (built in), or the path of a ``.csv``/``.tsv`` table of image paths
-    and captions."""
+    """``emoji`` or ``shapes`` (built in), ``tfds:NAME``, or the path of a table (``.csv``,
+    ``.tsv``, ``.jsonl``, ``.parquet``), of COCO's or Karpathy's ``.json``, of Flickr30k's
+    ``.token``, of shards (``.tar``, ``.arrayrecord``) or of a folder; see docs/data.md."""
+    format: str | None = None
+    """What `source` is, where its name does not say so; see `data.sources.FORMATS`."""
     shapes: ShapesConfig = ShapesConfig()
+    image_folder: str | None = None
+    """Folder that image paths are relative to; None: that of the source, or where its publishers
+    put it."""
     image_column: str = "image"
     caption_columns: tuple[str, ...] = ("caption",)
     """Columns of a table that hold captions, each cell one caption."""
+    class_caption: str = "a photo of a {}."
+    """What becomes of the name of a class in a source that has classes in place of captions."""
     group_column: str | None = None
     """Rows that share this value depict the same thing and are never each other's negative."""
     split_column: str | None = None

@@ -13,9 +13,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data import shapes, tables
+from clip_lite_jax.data import annotations, folders, parquet, record_files, shapes, shards, tables
 from clip_lite_jax.data.bad_examples import BadExamples
-from clip_lite_jax.data.pairs import Pairs, RecordImages
+from clip_lite_jax.data.pairs import Found, Pairs, RecordImages, build_pairs
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import Rows, texts
 from clip_lite_jax.data.splits import uniform
@@ -79,14 +79,8 @@ def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     """
     if config.source in SOURCES:
         splits = SOURCES[config.source](config, bad)
-    elif Path(config.source).suffix.lower() in tables.READERS:
-        splits = dict(tables.read_table(config, bad))
     else:
-        known, endings = ", ".join(sorted(SOURCES)), ", ".join(tables.READERS)
-        raise DataError(
-            f"data.source={config.source!r}: neither a built-in source ({known}) nor the path of a "
-            f"table ({endings})"
-        )
+        splits = dict(build_pairs(FORMATS[format_of(config)](config), config, bad))
     if not len(splits.get("train", ())):
         raise DataError(f"data.source={config.source!r} holds nothing to train on")
     if config.train_share < 1:
@@ -116,7 +110,8 @@ def read_emoji(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     del config, bad
     records = RecordSource(EMOJI_FILE)
     examples = [replace(records[index], image=b"") for index in range(len(records))]
-    rows, images = Rows.of(examples), RecordImages(records)
+    numbers = np.arange(len(records))
+    rows, images = Rows.of(examples), RecordImages((records,), np.zeros_like(numbers), numbers)
     names = np.array([example.attributes["split"] for example in examples])
     return {name: Pairs(rows, images, np.flatnonzero(names == name)) for name in np.unique(names)}
 
@@ -125,6 +120,63 @@ def read_shapes(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     """Drawn scenes whose captions carry a known amount of information."""
     del bad
     return dict(shapes.build_splits(config.shapes, config.image_size))
+
+
+FORMATS: dict[str, Callable[[DataConfig], Found]] = {
+    "annotations": annotations.read_annotations,
+    "flickr30k": annotations.read_flickr30k,
+    "folder": folders.read_folder,
+    "image_folder": folders.read_image_folder,
+    "parquet": parquet.read_parquet,
+    "records": record_files.read_records,
+    "table": tables.read_table,
+    "tfds": record_files.read_tfds,
+    "webdataset": shards.read_shards,
+}
+"""Readers of files, by the name of their format."""
+
+ENDINGS = dict.fromkeys(tables.READERS, "table") | {
+    ".arrayrecord": "records",
+    ".json": "annotations",
+    ".parquet": "parquet",
+    ".token": "flickr30k",
+    ".tar": "webdataset",
+}
+
+
+def format_of(config: DataConfig) -> str:
+    """`data.format`, or the one that the path speaks of.
+
+    Raises:
+      DataError: it speaks of none.
+    """
+    if config.format is not None:
+        if config.format not in FORMATS:
+            raise DataError(f"data.format={config.format!r}: choose from {', '.join(FORMATS)}")
+        return config.format
+    if config.source.startswith(record_files.TFDS):
+        return "tfds"
+    path = Path(config.source)
+    if path.suffix.lower() in ENDINGS:
+        return ENDINGS[path.suffix.lower()]
+    if path.is_dir():
+        return _format_of_folder(path)
+    raise DataError(
+        f"data.source={config.source!r}: neither a built-in source ({', '.join(sorted(SOURCES))}) "
+        f"nor a folder, nor a file that ends in {', '.join(ENDINGS)}; data.format says what a file "
+        "of another name is"
+    )
+
+
+def _format_of_folder(path: Path) -> str:
+    """Shards, or pictures: with texts beside them, or in folders of classes."""
+    if (path / "dataset_info.json").is_file():
+        return "tfds"
+    for ending in (".tar", ".arrayrecord", ".parquet"):
+        if next(path.glob(f"*{ending}"), None):
+            return ENDINGS[ending]
+    some = next(folders.pictures(path))
+    return "folder" if next(some.parent.glob("*.txt"), None) else "image_folder"
 
 
 SOURCES: dict[str, Callable[[DataConfig, BadExamples], dict[str, Source]]] = {

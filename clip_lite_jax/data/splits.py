@@ -1,6 +1,7 @@
 """Which examples are for training, validation and test."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +13,12 @@ from clip_lite_jax.errors import DataError
 SPLITS = ("train", "validation", "test")
 OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 """Other words for a split that files use."""
+
+
+def split_in(name: str) -> str:
+    """The split that a file's name begins with, ``val-00001-of-00002.tar``, or nothing."""
+    match = re.match("(train|validation|val|valid|dev|test)(?![a-z])", name, re.IGNORECASE)
+    return match.group(1).lower() if match else ""
 
 
 def split_of(group: str, held_out: float) -> str:
