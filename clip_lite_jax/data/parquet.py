@@ -153,6 +153,4 @@ def _plain(path: Path, table: pa.Table, config: DataConfig) -> pa.Table:
 def _is_text(type: pa.DataType) -> bool:
     if pa.types.is_dictionary(type):
         type = type.value_type
-    return (
-        pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)
-    )
+    return type in (pa.string(), pa.large_string(), pa.string_view())

@@ -236,10 +236,9 @@ def _index_tfds(info: Path, config: DataConfig) -> pa.Table:
                     example = source[number]
                     for name in columns:
                         values = feature_of(example, name)
-                        several = isinstance(values, (list, tuple, np.ndarray))
-                        captions += [
-                            text(name, v).strip() for v in (values if several else [values])
-                        ]
+                        if not isinstance(values, (list, tuple, np.ndarray)):
+                            values = [values]
+                        captions += [text(name, value).strip() for value in values]
                     key = text(group, feature_of(example, group)) if group else ""
                 except Exception as error:  # see `TfdsImages.read`
                     reason = f"cannot be read: {error}"

@@ -70,7 +70,7 @@ def check_names(path: Path, config: DataConfig, names: Sequence[str]) -> None:
 def read_csv(path: Path, config: DataConfig) -> Found:
     """A CSV or TSV file with a header; cells that a short row lacks are empty."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    needed, pieces, lines = needed(config), [], [np.zeros(0, np.int32)]
+    columns, pieces, lines = needed(config), [], [np.zeros(0, np.int32)]
     last = 1
 
     def counted() -> Iterator[tuple[int, list[str]]]:
@@ -86,7 +86,7 @@ def read_csv(path: Path, config: DataConfig) -> Found:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = next(reader, [])
             check_names(path, config, header)
-            places = [header.index(name) for name in needed]
+            places = [header.index(name) for name in columns]
             for chunk in rows.in_chunks(counted()):
                 lines.append(np.array([line for line, _ in chunk], np.int32))
                 pieces.append([_cells(chunk, place) for place in places])
@@ -97,7 +97,7 @@ def read_csv(path: Path, config: DataConfig) -> Found:
         ) from error
     found = {
         name: rows.in_one_piece([piece[i] for piece in pieces], TEXT)
-        for i, name in enumerate(needed)
+        for i, name in enumerate(columns)
     }
     return _found(path, config, found, np.concatenate(lines))
 
