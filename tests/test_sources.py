@@ -1,0 +1,530 @@
+"""The same fifty pairs through every format, in the layout that its publishers give it."""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import COLOURS, SHAPES, draw
+
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.records import Example, write_records
+from clip_lite_jax.data.sources import Source, build_sources, fingerprint
+from clip_lite_jax.errors import BadImage, DataError
+
+COUNT = 50
+
+
+@dataclass(frozen=True)
+class Pair:
+    name: str  # 000017.jpg
+    image: bytes
+    captions: tuple[str, ...]
+    split: str
+
+    @property
+    def stem(self) -> str:
+        return self.name.removesuffix(".jpg")
+
+
+def jpeg(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def fifty() -> list[Pair]:
+    pairs = []
+    for i in range(COUNT):
+        colour, shape = COLOURS[i % 8], SHAPES[i // 8 % 6]
+        captions = tuple(
+            f"{text} no {i}" for text in (f"a {colour} {shape}", f'{shape}, "{colour}"')
+        )
+        split = ("train", "train", "train", "val", "test")[i % 5]
+        image = jpeg(draw(shape, colour, 24 + i))  # no two are alike
+        pairs.append(Pair(f"{i:06}.jpg", image, captions, split))
+    return pairs
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
+
+
+def write_images(folder: Path, pairs: list[Pair], prefix: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for pair in pairs:
+        (folder / f"{prefix}{pair.name}").write_bytes(pair.image)
+
+
+def csv_rows(root: Path, pairs: list[Pair]) -> DataConfig:
+    write_images(root / "images", pairs)
+    with (root / "pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "image", "caption"])
+        for pair in pairs:
+            for caption in pair.captions:
+                writer.writerow([pair.split, f"images/{pair.name}", caption])
+    return DataConfig(source=str(root / "pairs.csv"), split_column="split")
+
+
+def tsv_columns(root: Path, pairs: list[Pair]) -> DataConfig:
+    write_images(root / "pictures", pairs)
+    with (root / "pairs.tsv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["image", "title", "alt", "split"])
+        for pair in pairs:
+            writer.writerow([pair.name, *pair.captions, pair.split])
+    return DataConfig(
+        source=str(root / "pairs.tsv"),
+        image_folder=str(root / "pictures"),
+        caption_columns=("title", "alt"),
+        split_column="split",
+    )
+
+
+def json_lines(root: Path, pairs: list[Pair]) -> DataConfig:
+    write_images(root, pairs)
+    lines = [
+        json.dumps({"file": pair.name, "texts": pair.captions, "part": pair.split})
+        for pair in pairs
+    ]
+    (root / "pairs.jsonl").write_text("\n".join(lines))
+    return DataConfig(
+        source=str(root / "pairs.jsonl"),
+        image_column="file",
+        caption_columns=("texts",),
+        split_column="part",
+    )
+
+
+def parquet_paths(root: Path, pairs: list[Pair]) -> DataConfig:
+    write_images(root, pairs)
+    columns = {
+        "image": [pair.name for pair in pairs],
+        "caption": [list(pair.captions) for pair in pairs],
+        "split": [pair.split for pair in pairs],
+    }
+    pq.write_table(pa.table(columns), root / "pairs.parquet")
+    return DataConfig(source=str(root / "pairs.parquet"), split_column="split")
+
+
+def parquet_bytes(root: Path, pairs: list[Pair]) -> DataConfig:
+    """As Hugging Face's hub stores images: files for each split, in groups of rows."""
+    for split in ("train", "val", "test"):
+        some = [pair for pair in pairs if pair.split == split]
+        for part, half in enumerate((some[::2], some[1::2])):
+            columns = {
+                "image": [{"bytes": pair.image, "path": pair.name} for pair in half],
+                "caption": [list(pair.captions) for pair in half],
+            }
+            file = root / f"{split}-{part:05}-of-00002.parquet"
+            pq.write_table(pa.table(columns), file, row_group_size=4)
+    return DataConfig(source=str(root))
+
+
+def coco(root: Path, pairs: list[Pair]) -> dict[str, DataConfig]:
+    """Two files, as COCO 2014 has: ``train`` and ``val``."""
+    configs = {}
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        some = [pair for pair in pairs if (pair.split == "train") == (split == "train")]
+        prefix = f"COCO_{split}2014_000000"
+        write_images(root / f"{split}2014", some, prefix)
+        images = [
+            {"license": 5, "file_name": f"{prefix}{pair.name}", "id": int(pair.stem)}
+            for pair in some
+        ]
+        annotations = [
+            {"image_id": int(pair.stem), "id": 10 * int(pair.stem) + i, "caption": caption}
+            for i in range(2)
+            for pair in some
+            for caption in [pair.captions[i]]
+        ]
+        content = {"info": {}, "images": images, "licenses": [], "annotations": annotations}
+        file = root / "annotations" / f"captions_{split}2014.json"
+        file.write_text(json.dumps(content))
+        configs[split] = DataConfig(source=str(file))
+    return configs
+
+
+def karpathy_coco(root: Path, pairs: list[Pair]) -> DataConfig:
+    images = []
+    for i, pair in enumerate(pairs):
+        folder = "val2014" if pair.split != "train" or i % 2 else "train2014"
+        write_images(root / folder, [pair], f"COCO_{folder}_000000")
+        split = "restval" if pair.split == "train" and folder == "val2014" else pair.split
+        images.append(
+            {
+                "filepath": folder,
+                "sentids": [2 * i, 2 * i + 1],
+                "filename": f"COCO_{folder}_000000{pair.name}",
+                "imgid": i,
+                "split": split,
+                "sentences": [
+                    {"tokens": text.split(), "raw": text, "imgid": i, "sentid": 2 * i + n}
+                    for n, text in enumerate(pair.captions)
+                ],
+                "cocoid": int(pair.stem),
+            }
+        )
+    (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return DataConfig(source=str(root / "dataset_coco.json"))
+
+
+def karpathy_flickr(root: Path, pairs: list[Pair]) -> DataConfig:
+    write_images(root / "flickr30k-images", pairs)
+    images = [
+        {
+            "sentids": [2 * i, 2 * i + 1],
+            "imgid": i,
+            "sentences": [{"tokens": text.split(), "raw": text} for text in pair.captions],
+            "split": pair.split,
+            "filename": pair.name,
+        }
+        for i, pair in enumerate(pairs)
+    ]
+    file = root / "dataset_flickr30k.json"
+    file.write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    return DataConfig(source=str(file))
+
+
+def flickr_token(root: Path, pairs: list[Pair]) -> DataConfig:
+    write_images(root / "flickr30k-images", pairs)
+    lines = [f"{p.name}#{n}\t{text}" for p in pairs for n, text in enumerate(p.captions)]
+    (root / "results_20130124.token").write_text("\n".join(lines) + "\n")
+    return DataConfig(source=str(root / "results_20130124.token"))
+
+
+def folder(root: Path, pairs: list[Pair]) -> DataConfig:
+    for pair in pairs:
+        write_images(root / pair.stem[-1], [pair])
+        (root / pair.stem[-1] / f"{pair.stem}.txt").write_text("\n".join(pair.captions) + "\n")
+    return DataConfig(source=str(root), format="folder")
+
+
+def web_dataset(root: Path, pairs: list[Pair]) -> DataConfig:
+    """As img2dataset writes it: three members for each sample, shards of a thousand."""
+    for split in ("train", "val", "test"):
+        some = [pair for pair in pairs if pair.split == split]
+        for number, start in enumerate(range(0, len(some), 6)):
+            with tarfile.open(root / f"{split}-{number:05}.tar", "w") as tar:
+                for pair in some[start : start + 6]:
+                    about = {
+                        "caption": pair.captions[0],
+                        "alt": pair.captions[1],
+                        "status": "success",
+                    }
+                    add(tar, pair.name, pair.image)
+                    add(tar, f"{pair.stem}.json", json.dumps(about).encode())
+                    add(tar, f"{pair.stem}.txt", pair.captions[0].encode())
+    return DataConfig(source=str(root), caption_columns=("caption", "alt"))
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def array_record(root: Path, pairs: list[Pair]) -> DataConfig:
+    for number, some in enumerate((pairs[:20], pairs[20:])):
+        write_records(
+            root / f"pairs-{number:05}-of-00002.arrayrecord",
+            [Example(p.name, p.stem, p.captions, p.image, {"split": p.split}) for p in some],
+        )
+    return DataConfig(source=str(root / "pairs-{00000..00001}-of-00002.arrayrecord"))
+
+
+def tfds_folder(root: Path, pairs: list[Pair]) -> DataConfig:
+    """A builder with the features of ``coco_captions``."""
+    import tensorflow_datasets as tfds
+
+    class CocoCaptionsLike(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.1.0")
+
+        def _info(self) -> Any:
+            captions = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "image/filename": tfds.features.Text(),
+                "image/id": np.int64,
+                "captions": captions,
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            del dl_manager
+            return {name: self._generate_examples(name) for name in ("train", "val", "test")}
+
+        def _generate_examples(self, split: str) -> Any:
+            for i, pair in enumerate(pairs):
+                if pair.split == split:
+                    texts = [{"id": n, "text": text} for n, text in enumerate(pair.captions)]
+                    yield (
+                        i,
+                        {
+                            "image": io.BytesIO(pair.image),
+                            "image/filename": pair.name,
+                            "image/id": i,
+                            "captions": texts,
+                        },
+                    )
+
+    builder = CocoCaptionsLike(data_dir=root, file_format="array_record")
+    builder.download_and_prepare()
+    return DataConfig(source=str(builder.data_path), caption_columns=("captions/text",))
+
+
+FORMATS: dict[str, Callable[[Path, list[Pair]], DataConfig]] = {
+    writer.__name__: writer
+    for writer in (
+        csv_rows,
+        tsv_columns,
+        json_lines,
+        parquet_paths,
+        parquet_bytes,
+        karpathy_coco,
+        karpathy_flickr,
+        flickr_token,
+        folder,
+        web_dataset,
+        array_record,
+        tfds_folder,
+    )
+}
+UNSPLIT = ("flickr_token", "folder")
+"""Formats that say nothing of splits."""
+OTHER_NAME = {"val": "validation"}
+
+
+def read(config: DataConfig) -> dict[str, Source]:
+    bad = BadExamples()
+    found = build_sources(config, bad)
+    assert bad.reasons == {}
+    return found
+
+
+def contents(source: Source) -> dict[bytes, tuple[str, ...]]:
+    examples = [source[i] for i in range(len(source))]
+    assert len({example.id for example in examples}) == len(examples)
+    return {example.image: example.captions for example in examples}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_pairs(name: str, fifty: list[Pair], tmp_path: Path) -> None:
+    config = FORMATS[name](tmp_path, fifty)
+    found = read(config)
+    if name in UNSPLIT:
+        together = {k: v for source in found.values() for k, v in contents(source).items()}
+        assert together == {pair.image: pair.captions for pair in fifty}
+        assert found.keys() == {"train", "validation", "test"}
+    else:
+        for split in ("train", "val", "test"):
+            expected = {pair.image: pair.captions for pair in fifty if pair.split == split}
+            assert contents(found[OTHER_NAME.get(split, split)]) == expected
+    first = found["train"].metadata(0)
+    assert first.image == b""
+    assert first.captions == found["train"][0].captions
+    assert fingerprint(found) == fingerprint(read(config))
+
+
+def test_coco_files_hold_the_split_of_their_name(fifty: list[Pair], tmp_path: Path) -> None:
+    for split, config in coco(tmp_path, fifty).items():
+        if split == "val":
+            with pytest.raises(DataError, match="holds nothing to train on"):
+                read(config)
+            continue
+        expected = {pair.image: pair.captions for pair in fifty if pair.split == "train"}
+        assert contents(read(config)["train"]) == expected
+
+
+def test_a_folder_of_classes(fifty: list[Pair], tmp_path: Path) -> None:
+    for pair in fifty:
+        split = "val" if pair.split == "test" else pair.split
+        name = pair.captions[0].split()[1]
+        write_images(tmp_path / split / f"{name}_thing", [pair])
+    found = read(DataConfig(source=str(tmp_path)))
+    assert {name: len(source) for name, source in found.items()} == {"train": 30, "validation": 20}
+    example = found["train"][0]
+    assert example.captions == ("a photo of a black thing.",)
+    assert example.group == "black_thing"
+
+
+def test_shards_are_indexed_once(
+    fifty: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(web_dataset(tmp_path, fifty), threads=0)  # all in this process
+    read(config)
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("a shard was read again"))
+    found = read(config)
+    assert len(contents(found["train"])) == 30
+    with pytest.raises(pytest.fail.Exception):  # other captions are another index
+        read(replace(config, caption_columns=("alt",)))
+
+
+def test_shards_with_all_kinds_of_bad_members(fifty: list[Pair], tmp_path: Path) -> None:
+    def text(tar: tarfile.TarFile, key: str, content: bytes = b"a thing") -> None:
+        add(tar, f"{key}.txt", content)
+
+    def special(tar: tarfile.TarFile, name: str, kind: bytes, target: str = "/etc/passwd") -> None:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, target
+        tar.addfile(member)
+
+    image = fifty[0].image
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        add(tar, "good.jpg", image)
+        text(tar, "good")
+        add(tar, "../up.jpg", image)
+        add(tar, "/absolute.jpg", image)
+        for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE)):
+            special(tar, f"{name}.jpg", kind)
+            text(tar, name)
+        special(tar, "pipe.jpg", tarfile.FIFOTYPE)
+        add(tar, "bare.jpg", image)
+        text(tar, "alone")
+        add(tar, "latin.jpg", image)
+        text(tar, "latin", "caf\xe9".encode("latin-1"))
+        add(tar, "broken.jpg", image)
+        add(tar, "broken.json", b"{")
+        add(tar, "two.jpg", image)
+        add(tar, "two.png", image)
+        add(tar, "good.jpg", image)
+        text(tar, "good", b"again")
+    whole = (tmp_path / "train-0.tar").read_bytes()
+    with tarfile.open(tmp_path / "train-1.tar", "w") as tar:
+        add(tar, "first.jpg", image)
+        text(tar, "first")
+        add(tar, "last.jpg", image * 100)
+    (tmp_path / "train-1.tar").write_bytes((tmp_path / "train-1.tar").read_bytes()[:-20_000])
+    (tmp_path / "train-2.tar").write_bytes(b"nonsense" * 1000)
+    (tmp_path / "train-3.tar").write_bytes(b"")
+    (tmp_path / "train-4.tar").write_bytes(whole[:700])
+    bad = BadExamples(tmp_path / "skipped.jsonl")
+    found = build_sources(DataConfig(source=str(tmp_path)), bad)
+    assert contents(found["train"]) == {image: ("a thing",)}
+    assert [found["train"].metadata(i).id for i in range(2)] == ["train-0/good", "train-1/first"]
+    reasons = bad.reasons
+    for key, reason in {
+        "train-0/../up": "leaves the archive",
+        "train-0//absolute": "leaves the archive",
+        "train-0/link": "is no plain file",
+        "train-0/hard": "is no plain file",
+        "train-0/pipe": "is no plain file",
+        "train-0/bare": "empty caption",
+        "train-0/alone": "no picture",
+        "train-0/latin": "can't decode",
+        "train-0/broken": "broken.json",
+        "train-0/two": "more than one picture",
+        "train-0/good": "occurs twice",
+        "train-1/last": "is cut short",
+        "train-1/(the rest)": "damaged: unexpected end of data",
+        "train-2/(the rest)": "damaged",
+        "train-3/(the rest)": "damaged",
+    }.items():
+        assert reason in reasons.pop(key), key
+    assert all(key.startswith("train-4/") for key in reasons)
+    assert reasons
+
+
+def test_an_image_that_goes_away_is_a_bad_example(fifty: list[Pair], tmp_path: Path) -> None:
+    (tmp_path / "tar").mkdir()
+    train = read(web_dataset(tmp_path / "tar", fifty))["train"]
+    for path in (tmp_path / "tar").glob("*.tar"):
+        path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(BadImage, match="has become shorter"):
+        train[0]
+    for path in (tmp_path / "tar").glob("*.tar"):
+        path.unlink()
+    with pytest.raises(BadImage, match="cannot be read: No such file"):
+        train[0]
+    table = csv_rows(tmp_path, fifty)
+    train = read(table)["train"]
+    (tmp_path / "images" / fifty[0].name).unlink()
+    with pytest.raises(BadImage, match="no such file"):
+        train[0]
+
+
+def test_rows_that_are_no_rows(fifty: list[Pair], tmp_path: Path) -> None:
+    write_images(tmp_path, fifty[:1])
+    name = fifty[0].name
+    lines = [
+        json.dumps({"image": name, "caption": " a ring "}),
+        "{",
+        "[1]",
+        json.dumps({"image": name, "caption": 3}),
+        json.dumps({"image": name, "caption": ["", " "]}),
+        json.dumps({"image": ["x"], "caption": "x"}),
+        json.dumps({"caption": "x"}),
+        "[" * 100_000,
+        "",
+        json.dumps({"image": name, "caption": ["a ring", "another"], "more": {}}),
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    bad = BadExamples(tmp_path / "skipped.jsonl")
+    found = build_sources(DataConfig(source=str(tmp_path / "pairs.jsonl"), held_out=0), bad)
+    assert contents(found["train"]) == {fifty[0].image: ("a ring", "another")}
+    expected = ["not a row", "no object", "no text or list", "empty caption", "'image' is no text"]
+    expected += ["no image path", "not a row"]
+    assert len(bad) == len(expected)
+    for (id, reason), wanted in zip(bad.reasons.items(), expected, strict=True):
+        assert wanted in reason
+        assert id.startswith("pairs.jsonl:")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "a.json is not JSON"),
+        ("a.json", "[1]", "'images' is no list of objects"),
+        ("a.json", '{"images": [{"id": 1}]}', "neither COCO's captions .* nor one of Karpathy's"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "'file_name' of .* is no text"),
+        ("a.json", '{"images": [], "annotations": []}', "it lists none.*data.image_folder"),
+        ("a.token", "x.jpg#0\tcap\n", "none of its first images .x.jpg. is in .*flickr30k-images"),
+        ("a.token", b"x.jpg#0\t\xff\n", "is not UTF-8"),
+        ("a.parquet", "PAR1", "is no Parquet file"),
+        ("a.arrayrecord", "x", "not a complete ArrayRecord file"),
+        ("a.tar", "x" * 600, "no usable row"),
+        ("a.jsonl", '{"picture": "x"}\n', "no column 'image'; it has picture"),
+        ("a.xlsx", "", "nor a file that ends in .*data.format says"),
+    ],
+)
+def test_files_that_cannot_be_used(
+    name: str, content: str | bytes, message: str, tmp_path: Path
+) -> None:
+    data = content.encode() if isinstance(content, str) else content
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        build_sources(DataConfig(source=str(tmp_path / name)), BadExamples())
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    for source, message in {
+        "{00..02}.tar": "3 of 3 files are not there, .*00.tar first",
+        "{0..99999999}.tar": "counts 100000000 files",
+        "*.tar": "no such file, and no folder with .tar files",
+        "gone.parquet": "no such file",
+        "gone.json": "No such file",
+        "gone.token": "No such file",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            build_sources(DataConfig(source=str(tmp_path / source)), BadExamples())
+    with pytest.raises(DataError, match="no pictures in it"):
+        build_sources(DataConfig(source=str(tmp_path)), BadExamples())
+    with pytest.raises(DataError, match="data.format='zip': choose from annotations"):
+        build_sources(DataConfig(source="x", format="zip"), BadExamples())
+    with pytest.raises(DataError, match="tfds:no_such_set"):
+        build_sources(DataConfig(source="tfds:no_such_set"), BadExamples())
