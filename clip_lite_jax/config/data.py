@@ -1,6 +1,6 @@
 """Where pairs come from, and what becomes of them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -56,6 +56,21 @@ class ShapesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PartConfig:
+    """One of the sources of a mixture."""
+
+    source: str
+    """As `data.source`."""
+    weight: PositiveFloat | None = None
+    """How much of the examples of training it gives, beside the weights of the other parts."""
+    epochs: PositiveFloat | None = None
+    """In place of weights: how often each of its examples is seen while one of a part with
+    ``epochs=1`` is seen once."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `data` that this source needs otherwise: ``{"caption_columns": ["title"]}``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Where the pairs come from and what becomes of them before they reach the accelerator."""
 
@@ -66,6 +81,14 @@ class DataConfig:
     format: str | None = None
     """What `source` is, where its name does not say so; see `data.sources.FORMATS`."""
     shapes: ShapesConfig = ShapesConfig()
+    splits: dict[str, str] = Field(default_factory=dict)
+    """Files of their own for other splits, ``{"validation": "val.csv"}``; `source` is then all for
+    training."""
+    mixture: dict[str, PartConfig] = Field(default_factory=dict)
+    """Several sources in place of `source`, by names of your own."""
+    mixture_temperature: PositiveFloat = 1.0
+    """A part without weight or epochs gives examples in proportion to its size to the power of
+    1 / temperature: 1 for sizes as they are, above it small sources gain."""
     image_folder: str | None = None
     """Folder that image paths are relative to; None: that of the source, or where its publishers
     put it."""

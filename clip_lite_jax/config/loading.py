@@ -52,7 +52,7 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
             raise ConfigError(f"{file}: a config file defines get_config() -> Config")
         config = _call(module.get_config, variant, label)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{label}: {_explain(error)}") from error
+        raise ConfigError(f"{label}: {explain(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{label}: get_config() gave {type(config).__name__}, not Config")
     for name, value in (overrides or {}).items():
@@ -121,10 +121,10 @@ def _replace_field(config: Any, name: str, readings: list[Any], prefix: str) -> 
             return replace(config, **{name: reading})
         except pydantic.ValidationError as error:
             errors.append(error)
-    raise ConfigError(f"--config.{prefix}{name}={readings[-1]}: {_explain(errors[0])}")
+    raise ConfigError(f"--config.{prefix}{name}={readings[-1]}: {explain(errors[0])}")
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def explain(error: pydantic.ValidationError) -> str:
     """Pydantic's findings in one line: field, what is wrong, the value it got."""
     parts = []
     for item in error.errors(include_url=False):
@@ -171,7 +171,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     try:
         return pydantic.TypeAdapter(Config).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error)) from error
 
 
 def describe(config: Any, depth: int = 0) -> str:

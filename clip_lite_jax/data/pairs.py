@@ -182,10 +182,13 @@ class Found:
         )
 
 
-def build_pairs(found: Found, config: DataConfig, bad: BadExamples) -> dict[str, Pairs]:
+def build_pairs(
+    found: Found, config: DataConfig, bad: BadExamples, split: str | None = None
+) -> dict[str, Pairs]:
     """The usable examples by split, rows of one image as one example with all its captions.
 
-    Rows without a caption, and those without an image as far as that is known, are added to `bad`.
+    With `split` all of them belong to that one, whatever the source says.  Rows without a caption,
+    and those without an image as far as that is known, are added to `bad`.
 
     Raises:
       DataError: no usable row, or too many that are not.
@@ -194,7 +197,7 @@ def build_pairs(found: Found, config: DataConfig, bad: BadExamples) -> dict[str,
     reasons = found.images.missing() | dict(found.bad)
     for row in np.flatnonzero(~_captioned(found.captions)).tolist():
         reasons.setdefault(row, "empty caption")
-    bad.expect(count)
+    bad.expect(bad.total + count)
     bad.extend((_place(found, row), reasons[row]) for row in sorted(reasons))
     if len(reasons) == count:
         raise DataError(f"{found.path}: no usable row; {len(bad)} are listed in {bad.path}")
@@ -209,11 +212,13 @@ def build_pairs(found: Found, config: DataConfig, bad: BadExamples) -> dict[str,
     if found.groups is not None:
         # An empty cell is no group: the rows without one do not all show the same thing.
         groups = pc.if_else(_filled(found.groups), found.groups, found.ids)
+    known = Rows(found.ids, groups, captions, found.attributes)
+    if split is not None:
+        return {split: Pairs(known, found.images, np.arange(len(known)))}
     if found.splits is None:
         codes = splits.split_by_hash(groups, config.held_out)
     else:
         codes = splits.split_by_name(found.splits, groups, config.held_out, found.path)
-    known = Rows(found.ids, groups, captions, found.attributes)
     chosen = {name: np.flatnonzero(codes == code) for code, name in enumerate(splits.SPLITS)}
     return {name: Pairs(known, found.images, some) for name, some in chosen.items() if len(some)}
 

@@ -1,8 +1,9 @@
 """From examples to batches: deterministic in (seed, step), whatever the threads and processes.
 
-Order of operations: shuffle → drop the epoch's remainder → repeat → random map → batch.  Step s of
-process p then reads the contiguous rows ``[s B + p B / n, s B + (p + 1) B / n)``, so any number of
-processes n sees the same ordered global batches, and the position is a function of the step alone.
+Order of operations: shuffle → drop the epoch's remainder → repeat → random map → batch; of a
+mixture: shuffle and repeat each part → mix → random map → batch.  Step s of process p then reads
+the contiguous rows ``[s B + p B / n, s B + (p + 1) B / n)``, so any number of processes n sees the
+same ordered global batches, and the position is a function of the step alone.
 """
 
 import zlib
@@ -18,7 +19,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
-from clip_lite_jax.data.sources import IndependentPairs, Source
+from clip_lite_jax.data.sources import IndependentPairs, Mixture, Source
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.models import Inputs
 
@@ -121,10 +122,7 @@ def train_batches(
         )
     rows = batch_size // parts // processes
     batches = (
-        grain.MapDataset.range(count)
-        .shuffle(seed)
-        .slice(slice(count - count % batch_size))
-        .repeat()
+        _order(transform.source, batch_size, seed)
         .seed(seed)
         .random_map(transform)
         .batch(rows, drop_remainder=True, batch_fn=stack)
@@ -137,6 +135,21 @@ def train_batches(
         num_threads=threads, prefetch_buffer_size=transform.config.prefetch if threads else 0
     )
     return iter(batches.to_iter_dataset(options))
+
+
+def _order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
+    """Indices of examples, without end: epochs in an order of their own, or a mixture's parts."""
+    if not isinstance(source, Mixture):
+        count = len(source)
+        order = grain.MapDataset.range(count).shuffle(seed)
+        return order.slice(slice(count - count % batch_size)).repeat()
+    # Parts take turns by their shares exactly; epochs of one end anywhere in those of another.
+    spans = zip(source.starts[:-1].tolist(), source.starts[1:].tolist(), strict=True)
+    parts = [
+        grain.MapDataset.range(start, stop).shuffle(seed + number).repeat()
+        for number, (start, stop) in enumerate(spans)
+    ]
+    return grain.MapDataset.mix(parts, source.shares)
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -6,13 +6,15 @@ path never leaves the folder it belongs to.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pydantic
 
-from clip_lite_jax.config import DataConfig
+from clip_lite_jax.config import DataConfig, explain
 from clip_lite_jax.data import annotations, folders, parquet, record_files, shapes, shards, tables
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.pairs import Found, Pairs, RecordImages, build_pairs
@@ -63,12 +65,20 @@ def fingerprint(sources: Mapping[str, Source]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for split, source in sorted(sources.items()):
         digest.update(f"{split}\x00{len(source)}\n".encode())
-        if isinstance(source, Pairs):
-            source.rows.update(digest, source.indices)
-        else:
-            rows = Rows.of(source.metadata(index) for index in range(len(source)))
-            rows.update(digest, np.arange(len(rows)))
+        _update(digest, source)
     return digest.hexdigest()
+
+
+def _update(digest: Any, source: Source) -> None:
+    if isinstance(source, Pairs):
+        source.rows.update(digest, source.indices)
+    elif isinstance(source, Mixture):
+        for name, part in source.parts.items():
+            digest.update(f"{name}\x00{len(part)}\n".encode())
+            _update(digest, part)
+    else:
+        rows = Rows.of(source.metadata(index) for index in range(len(source)))
+        rows.update(digest, np.arange(len(rows)))
 
 
 def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
@@ -77,15 +87,106 @@ def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     Raises:
       DataError: an unknown source, or a file that does not hold what it should.
     """
+    if config.mixture:
+        return _mixed(config, bad)
     if config.source in SOURCES:
         splits = SOURCES[config.source](config, bad)
     else:
-        splits = dict(build_pairs(FORMATS[format_of(config)](config), config, bad))
+        split = "train" if config.splits else None
+        splits = dict(build_pairs(_read(config), config, bad, split))
+    for split, path in config.splits.items():
+        if split in splits:
+            raise DataError(f"data.splits names {split!r}, which data.source={config.source!r} is")
+        splits |= build_pairs(_read(replace(config, source=path)), config, bad, split)
     if not len(splits.get("train", ())):
         raise DataError(f"data.source={config.source!r} holds nothing to train on")
     if config.train_share < 1:
         splits["train"] = _share_of(splits["train"], config.train_share)
     return splits
+
+
+def _read(config: DataConfig) -> Found:
+    return FORMATS[format_of(config)](config)
+
+
+def _mixed(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    """The splits of all parts of a mixture, each part's examples after those of the one before."""
+    if config.source != DataConfig().source:
+        raise DataError(
+            f"data.source={config.source!r} beside data.mixture: make it a part of the mixture"
+        )
+    parts: dict[str, dict[str, Source]] = {}
+    for name, part in config.mixture.items():
+        try:
+            own = replace(config, mixture={}, source=part.source, **part.fields)
+        except pydantic.ValidationError as error:
+            raise DataError(f"data.mixture.{name}.fields: {explain(error)}") from error
+        parts[name] = build_sources(own, bad)
+    mixed: dict[str, Source] = {}
+    for split in dict.fromkeys(split for splits in parts.values() for split in splits):
+        sources = {name: splits[split] for name, splits in parts.items() if split in splits}
+        mixed[split] = Mixture(sources, shares(config, sources))
+    return mixed
+
+
+KINDS = ("weight", "epochs")
+
+
+def shares(config: DataConfig, sources: Mapping[str, Source]) -> np.ndarray:
+    """The part of the examples that each source of a mixture gives, float64, its sum 1.
+
+    A source's `weight` counts, or `epochs` times its size; of one that states neither, its size to
+    the power of 1 / `data.mixture_temperature`.
+
+    Raises:
+      DataError: some parts state weights and others not, which then mean nothing beside sizes.
+    """
+    parts = [config.mixture[name] for name in sources]
+    sizes = np.array([len(source) for source in sources.values()], np.float64)
+    weighted, counted = ([getattr(part, key) is not None for part in parts] for key in KINDS)
+    if all(weighted) and not any(counted):
+        weights = np.array([part.weight for part in parts], np.float64)
+    elif all(counted) and not any(weighted):
+        weights = sizes * np.array([part.epochs for part in parts], np.float64)
+    elif not any(weighted) and not any(counted):
+        weights = sizes ** (1 / config.mixture_temperature)
+    else:
+        raise DataError("data.mixture: give all parts a weight, or all of them epochs, or none any")
+    return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources as one, each with its name before its ids and groups."""
+
+    parts: Mapping[str, Source]
+    shares: np.ndarray
+    """float64 ``[parts]``: how much of what is drawn each part gives."""
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 ``[parts + 1]``: the first example of each part, and the end."""
+        return np.concatenate([[0], np.cumsum([len(part) for part in self.parts.values()])])
+
+    def __getitem__(self, index: int) -> Example:
+        name, part, place = self._place(index)
+        return _named(name, part[place])
+
+    def metadata(self, index: int) -> Example:
+        name, part, place = self._place(index)
+        return _named(name, part.metadata(place))
+
+    def _place(self, index: int) -> tuple[str, Source, int]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        name, part = list(self.parts.items())[number]
+        return name, part, index - int(self.starts[number])
+
+
+def _named(name: str, example: Example) -> Example:
+    return replace(example, id=f"{name}/{example.id}", group=f"{name}/{example.group}")
 
 
 def _share_of(source: Source, share: float) -> Source:
