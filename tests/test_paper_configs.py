@@ -23,6 +23,7 @@ from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, load_config
 from clip_lite_jax.data import image_ops
 from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.sources import Source, build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.learner import build_learner
@@ -357,7 +358,7 @@ def test_hue_is_drawn_within_its_limit_and_only_when_asked_for() -> None:
     image = Image.new("RGB", (2, 2), (200, 40, 40))
 
     def seen(config: AugmentConfig, seed: int) -> np.ndarray:
-        return image_ops.augment(image, 2, config, np.random.default_rng(seed))[0]
+        return image_ops.augment(Opened.of(image), 2, config, np.random.default_rng(seed))[0]
 
     only_hue = replace(plain, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.1)
     hues = [hue_of(Image.fromarray(seen(only_hue, seed))) for seed in range(60)]
@@ -371,7 +372,7 @@ def test_without_hue_nothing_is_drawn_for_it() -> None:
     """Runs of before it was there see the same numbers."""
     config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), jitter=1)
     rng, same = np.random.default_rng(5), np.random.default_rng(5)
-    image_ops.augment(Image.new("RGB", (2, 2)), 2, config, rng)
+    image_ops.augment(Opened.of(Image.new("RGB", (2, 2))), 2, config, rng)
     same.random(6)  # the crop's area, shape and place, the flip, whether to jitter
     same.permutation(3)
     same.random(3)

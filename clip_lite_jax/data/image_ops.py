@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -14,22 +16,73 @@ MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a small file can hold a huge picture."""
 
 
+class Opened:
+    """An encoded picture: its size is known, its pixels are decoded when they are asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        """Raises `BadImage`: empty, broken, of another format, or larger than `MAX_PIXELS`."""
+        if not data:
+            raise BadImage("empty file")
+        self.data = data
+        with _damage_is_a_bad_image():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
+            turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) in _TURNED
+            self._decoded: Image.Image | None = None
+            if image.format == "JPEG":
+                self.size = image.size[::-1] if turned else image.size
+            else:
+                # Only a JPEG says how it is turned before its pixels, and is decoded smaller.
+                self._decoded = _upright(image)
+                self.size = self._decoded.size
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Opened":
+        """A picture that is decoded already."""
+        opened = cls.__new__(cls)
+        opened._decoded, opened.size = to_rgb(image), image.size
+        return opened
+
+    def decoded(self, shrink: float = 1.0) -> Image.Image:
+        """RGB, upright (EXIF), transparency over white, the first frame only.
+
+        A JPEG may come smaller, by a factor of up to `shrink`: decoding is faster then.  Raises
+        `BadImage` where the pixels are broken or cut short.
+        """
+        if self._decoded is not None:
+            return self._decoded
+        with _damage_is_a_bad_image():
+            image = Image.open(io.BytesIO(self.data), formats=("JPEG",))
+            if shrink >= 2:
+                image.draft(image.mode, (int(image.width / shrink), int(image.height / shrink)))
+            return _upright(image)
+
+
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+"""Of the tags of EXIF, and its values for pictures that lie on a side."""
+
+
 def decode(data: bytes) -> Image.Image:
-    """Encoded bytes → RGB picture, upright (EXIF), transparency over white, first frame only.
+    """Encoded bytes → RGB picture; see `Opened`.
 
     Raises:
       BadImage: empty, broken, truncated, of another format, or larger than `MAX_PIXELS`.
     """
-    if not data:
-        raise BadImage("empty file")
+    return Opened(data).decoded()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _damage_is_a_bad_image() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about metadata we do not use
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            yield
     except BadImage:
         raise
     # Pillow's decoders raise a zoo of exceptions on damaged data, SyntaxError and struct.error
@@ -63,10 +116,13 @@ def resize_and_crop(image: Image.Image, size: int, shorter: int | None = None) -
 
 
 def augment(
-    image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator
+    opened: Opened, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
     """Random resized crop, flip, colour jitter: uint8 ``[size, size, 3]`` and whether flipped."""
-    box = _random_box(image.width, image.height, config, rng)
+    left, upper, right, lower = _random_box(*opened.size, config, rng)
+    image = opened.decoded(shrink=min(right - left, lower - upper) / size)
+    across, down = image.width / opened.size[0], image.height / opened.size[1]
+    box = (left * across, upper * down, right * across, lower * down)
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     flipped = rng.random() < config.flip
     if flipped:
