@@ -402,6 +402,15 @@ def test_batches_do_not_depend_on_threads(pairs: Path) -> None:
         assert_same(one, other)
 
 
+def test_batches_do_not_depend_on_processes_that_decode(pairs: Path) -> None:
+    transform = transform_for(pairs)
+    alone = take(transform, 5)
+    workers = transform_for(pairs, threads=1)
+    workers.config = replace(workers.config, workers=2)
+    for one, other in zip(alone, take(workers, 5), strict=True):
+        assert_same(one, other)
+
+
 def test_position_is_a_function_of_the_step(pairs: Path) -> None:
     transform = transform_for(pairs)
     for one, other in zip(take(transform, 8)[5:], take(transform, 3, start=5), strict=True):

@@ -127,6 +127,9 @@ class DataConfig:
     """Captions are cut or padded to this many tokens."""
     threads: NonNegativeInt = 2
     """Threads that decode and augment; 0 works in the training loop's own thread."""
+    workers: NonNegativeInt = 0
+    """Processes that decode and augment, each with as many `threads`: for machines of many cores,
+    where the threads of one process wait for each other.  0: none but the trainer."""
     prefetch: PositiveInt = 4
     """Batches prepared ahead of the step."""
     feature_cache: str | None = None
@@ -138,3 +141,5 @@ class DataConfig:
     evaluation alone."""
     max_bad_share: Fraction = 0.2
     """The run stops when more than this share of a source's examples cannot be used."""
+    strict: bool = False
+    """Stop at the first example that cannot be used."""

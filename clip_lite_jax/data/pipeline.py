@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig
@@ -50,8 +51,7 @@ class TrainTransform(grain.transforms.RandomMap):
             opened = self.inputs.image.open(self.source, element)
             views = [self._view(opened, example.captions, rng) for _ in range(1 + self.second)]
             valid = True
-        except BadImage as error:
-            self.bad.add(example.id, str(error))
+        except BadImage:  # its reason is found again where it is listed: `report`
             views, valid = [(self.inputs.image.blank, [""])] * (1 + self.second), False
         inputs = [Inputs(image, *self._text(captions)) for image, captions in views]
         alike = (
@@ -68,6 +68,25 @@ class TrainTransform(grain.transforms.RandomMap):
             np.int32(element),
             inputs[1] if self.second else None,
         )
+
+    def report(self, index: int) -> None:
+        """Lists an example that could not be used; raises as `BadExamples.add` does.
+
+        The example may have been read in another process: it is read again, to see what is wrong.
+        """
+        id = self.source.metadata(index).id
+        if id in self.bad:
+            return
+        try:
+            self.inputs.image.view(self.inputs.image.open(self.source, index))
+            reason = "could not be read when it was needed"
+        except BadImage as error:
+            reason = str(error)
+        self.bad.add(id, reason)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that decode: the list of bad examples stays where it is."""
+        return self.__dict__ | {"bad": BadExamples()}
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
@@ -130,11 +149,29 @@ def train_batches(
     )
     if parts > 1:
         batches = batches.batch(parts, batch_fn=stack)
-    threads = transform.config.threads
+    config = transform.config
     options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=transform.config.prefetch if threads else 0
+        num_threads=config.threads, prefetch_buffer_size=config.prefetch if config.threads else 0
     )
-    return iter(batches.to_iter_dataset(options))
+    ready = batches.to_iter_dataset(options)
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # grain's processes read theirs; we have none of absl's
+            flags.FLAGS.mark_as_parsed()
+        # Batches come back through shared memory, in the order of the steps.
+        ready = ready.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=config.workers,
+                per_worker_buffer_size=max(1, config.prefetch // config.workers),
+            )
+        )
+    return _reporting(iter(ready), transform)
+
+
+def _reporting(batches: Iterator[Batch], transform: TrainTransform) -> Iterator[Batch]:
+    for batch in batches:
+        for index in batch.index[~batch.valid]:
+            transform.report(int(index))
+        yield batch
 
 
 def _order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
