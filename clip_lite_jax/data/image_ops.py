@@ -1,9 +1,10 @@
 """Decoding, cropping and augmenting images with Pillow."""
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -14,6 +15,11 @@ from clip_lite_jax.errors import BadImage
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a small file can hold a huge picture."""
+LARGE_PIXELS = 16_000_000
+"""Images from this size on are decoded one at a time: two of the largest would take a gigabyte."""
+MAX_SCANS = 100
+"""Of a progressive JPEG, which usually has ten.  Each goes over the whole picture, and an empty one
+takes a few bytes of the file."""
 
 
 class Opened:
@@ -24,16 +30,20 @@ class Opened:
         if not data:
             raise BadImage("empty file")
         self.data = data
+        self._decoded: Image.Image | None = None
         with _damage_is_a_bad_image():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
+            self.size = image.size
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
                 raise BadImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
-            turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) in _TURNED
-            self._decoded: Image.Image | None = None
+            # Only a JPEG says how it is turned before its pixels, and is decoded smaller.
             if image.format == "JPEG":
-                self.size = image.size[::-1] if turned else image.size
+                if (scans := data.count(_START_OF_SCAN)) > MAX_SCANS:
+                    raise BadImage(f"a JPEG of {scans} scans, over {MAX_SCANS}")
+                if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+                    self.size = image.size[::-1]
             else:
-                # Only a JPEG says how it is turned before its pixels, and is decoded smaller.
                 self._decoded = _upright(image)
                 self.size = self._decoded.size
 
@@ -59,6 +69,7 @@ class Opened:
             return _upright(image)
 
 
+_START_OF_SCAN = b"\xff\xda"
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """Of the tags of EXIF, and its values for pictures that lie on a side."""
 
@@ -73,8 +84,14 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    return to_rgb(ImageOps.exif_transpose(image))
+    large = image.width * image.height >= LARGE_PIXELS
+    with _ONE_LARGE_IMAGE if large else nullcontext():
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
+
+
+_ONE_LARGE_IMAGE = threading.Lock()
 
 
 @contextmanager
@@ -94,14 +111,32 @@ def _damage_is_a_bad_image() -> Iterator[None]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode → RGB: 16-bit and float scaled to 8, transparency over white."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, np.float64)
-        top = 65535 if values.max() > 255 else 255
-        return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+        return _eight_bits(image).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+    if "A" in image.getbands():
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        return white
+    if "transparency" in image.info:  # one colour that stands for nothing
+        return to_rgb(image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of any range to 0 to 255, a strip at a time: a large one in floats would be huge."""
+    _, highest = image.getextrema()
+    top = 65535 if isinstance(highest, (int, float)) and highest > 255 else 255
+    out = np.empty((image.height, image.width), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for start in range(0, image.height, rows):
+        strip = image.crop((0, start, image.width, min(start + rows, image.height)))
+        values = np.nan_to_num(np.asarray(strip, np.float64)) / top
+        out[start : start + rows] = np.clip(values, 0, 1) * 255
+    return Image.fromarray(out)
+
+
+_STRIP = 1_000_000
 
 
 def resize_and_crop(image: Image.Image, size: int, shorter: int | None = None) -> np.ndarray:

@@ -136,14 +136,15 @@ def inside(root: Path, name: str) -> Path:
     root = root.resolve()
     try:
         target = (root / name).resolve()
-        if not target.is_relative_to(root):
-            raise BadImage(f"the path leaves {root}")
-        if not target.is_file():
-            raise BadImage("no such file")
-    except (OSError, ValueError) as error:  # a name no file can have: too long, a null byte
-        if isinstance(error, BadImage):
-            raise
+        is_file = target.is_file()
+    # A name that no file can have: too long, a null byte, links in a circle (on Python 3.11 and
+    # 3.12 a RuntimeError).
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadImage(f"not a path: {error}") from error
+    if not target.is_relative_to(root):
+        raise BadImage(f"the path leaves {root}")
+    if not is_file:
+        raise BadImage("no such file")
     return target
 
 
