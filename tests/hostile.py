@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ def tiff_of_size(side: int) -> bytes:
     return data
 
 
+@cache
 def usable() -> dict[str, bytes]:
     """Odd, but pictures."""
     exif = Image.Exif()
@@ -134,6 +136,7 @@ def usable() -> dict[str, bytes]:
     }
 
 
+@cache
 def refused() -> dict[str, tuple[bytes, str]]:
     """With a word of the reason."""
     jpeg, png, gif, webp, tiff, bmp = (

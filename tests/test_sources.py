@@ -16,6 +16,7 @@ import pytest
 from conftest import COLOURS, SHAPES, draw
 
 from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data import index
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example, write_records
 from clip_lite_jax.data.sources import Source, build_sources, fingerprint
@@ -366,13 +367,23 @@ def test_a_folder_of_classes(fifty: list[Pair], tmp_path: Path) -> None:
 def test_shards_are_indexed_once(
     fifty: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(web_dataset(tmp_path, fifty), threads=0)  # all in this process
+    config = web_dataset(tmp_path, fifty)
     read(config)
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("a shard was read again"))
     found = read(config)
     assert len(contents(found["train"])) == 30
     with pytest.raises(pytest.fail.Exception):  # other captions are another index
         read(replace(config, caption_columns=("alt",)))
+
+
+def test_processes_index_shards(
+    fifty: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = web_dataset(tmp_path, fifty)
+    alone = read(config)
+    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "another cache"))
+    monkeypatch.setattr(index, "ALONE_BYTES", 0)
+    assert fingerprint(read(config)) == fingerprint(alone)
 
 
 def test_shards_with_all_kinds_of_bad_members(fifty: list[Pair], tmp_path: Path) -> None:

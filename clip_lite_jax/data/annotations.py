@@ -156,7 +156,8 @@ def _found(
 ) -> Found:
     """Rows, and after them the captions that belong to no image."""
     ids = pa.array([*names, *strays], TEXT)
-    texts = [[text.strip() for text in some if text.strip()] for some in captions]
+    # Some have line breaks.
+    texts = [[text for raw in some if (text := " ".join(raw.split()))] for some in captions]
     nothing: list[list[str]] = [[] for _ in strays]
     return Found(
         str(path),

@@ -1,6 +1,7 @@
 """Tables made from files once and kept: what random access needs to know beforehand."""
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -11,6 +12,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from clip_lite_jax.files import cache_folder, replacing
+
+ALONE_BYTES = 2**28
+"""Less is read before another process has started."""
 
 
 def indices(
@@ -29,11 +33,14 @@ def indices(
     files = [_file(path, version) for path in paths]
     new = [pair for pair in zip(paths, files, strict=True) if not pair[1].exists()]
     job = partial(_make, make)
-    if processes < 2 or len(new) < 2:
-        for pair in tqdm(new, "index", disable=len(new) < 2):
+    little = sum(path.stat().st_size for path, _ in new) < ALONE_BYTES
+    if processes < 2 or len(new) < 2 or little:
+        for pair in tqdm(new, "index", disable=little):
             job(pair)
     else:
-        with ProcessPoolExecutor(min(processes, len(new))) as pool:
+        # Not by forking: jax has threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(new)), context) as pool:
             for _ in tqdm(pool.map(job, new), "index", len(new)):
                 pass
     for file in files:
