@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -539,3 +540,24 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         build_sources(DataConfig(source="x", format="zip"), BadExamples())
     with pytest.raises(DataError, match="tfds:no_such_set"):
         build_sources(DataConfig(source="tfds:no_such_set"), BadExamples())
+
+
+def test_names_and_texts_that_are_no_unicode(fifty: list[Pair], tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / name).write_bytes(fifty[0].image)
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a thing")
+    write_images(tmp_path, fifty[1:2])
+    (tmp_path / f"{fifty[1].stem}.txt").write_text("a thing")
+    bad = BadExamples()
+    found = build_sources(DataConfig(source=str(tmp_path), format="folder", held_out=0), bad)
+    assert contents(found["train"]) == {fifty[1].image: ("a thing",)}
+    assert bad.reasons == {"caf\\udce9.jpg": "no such file"}
+    row = json.dumps({"image": fifty[1].name, "caption": "half \ud83d of one"})
+    (tmp_path / "pairs.jsonl").write_text(row)
+    found = build_sources(DataConfig(source=str(tmp_path / "pairs.jsonl"), held_out=0), bad)
+    assert found["train"][0].captions == ("half \\ud83d of one",)
+    with tarfile.open(tmp_path / "train-0.tar", "w", encoding="utf-8") as tar:
+        add(tar, name, fifty[2].image)
+        add(tar, name.replace(".jpg", ".txt"), b"a thing")
+    found = build_sources(DataConfig(source=str(tmp_path / "train-0.tar")), bad)
+    assert contents(found["train"]) == {fifty[2].image: ("a thing",)}

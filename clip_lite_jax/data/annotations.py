@@ -5,11 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.pairs import FileImages, Found
-from clip_lite_jax.data.rows import TEXT, TEXTS
+from clip_lite_jax.data.rows import TEXT, TEXTS, array
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import DataError
 
@@ -98,12 +96,12 @@ def read_flickr30k(config: DataConfig) -> Found:
     except OSError as error:
         raise DataError(f"data.source={path}: {error}") from error
     near = [path.parent / name for name in ("flickr30k-images", "flickr30k_images", "images", "")]
-    ids = pa.array(names, TEXT)
+    ids = array(names, TEXT)
     return Found(
         str(path),
         FileImages(image_folder(config, path, near, names), ids),
         ids,
-        [pa.array(captions, TEXT)],
+        [array(captions, TEXT)],
         place=lambda row: f"{path.name}:{lines[row]}",
         bad=bad,
     )
@@ -155,7 +153,7 @@ def _found(
     strays: Sequence[str] = (),
 ) -> Found:
     """Rows, and after them the captions that belong to no image."""
-    ids = pa.array([*names, *strays], TEXT)
+    ids = array([*names, *strays], TEXT)
     # Some have line breaks.
     texts = [[text for raw in some if (text := " ".join(raw.split()))] for some in captions]
     nothing: list[list[str]] = [[] for _ in strays]
@@ -163,8 +161,8 @@ def _found(
         str(path),
         FileImages(folder, ids),
         ids,
-        [pa.array([*texts, *nothing], TEXTS)],
-        splits=pa.array([*splits, *("" for _ in strays)], TEXT),
+        [array([*texts, *nothing], TEXTS)],
+        splits=array([*splits, *("" for _ in strays)], TEXT),
         place=lambda row: path.name,
         bad={len(names) + i: "of an image that is not listed" for i in range(len(strays))},
     )

@@ -4,11 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.pairs import FileImages, Found
-from clip_lite_jax.data.rows import TEXT, TEXTS
+from clip_lite_jax.data.rows import TEXT, TEXTS, array
 from clip_lite_jax.errors import DataError
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
@@ -31,8 +29,8 @@ def read_folder(config: DataConfig) -> Found:
             bad[len(names)] = f"{text.name}: {why}"
             captions.append([])
         names.append(path.relative_to(root).as_posix())
-    ids = pa.array(names, TEXT)
-    return Found(str(root), FileImages(root, ids), ids, [pa.array(captions, TEXTS)], bad=bad)
+    ids = array(names, TEXT)
+    return Found(str(root), FileImages(root, ids), ids, [array(captions, TEXTS)], bad=bad)
 
 
 def read_image_folder(config: DataConfig) -> Found:
@@ -53,15 +51,15 @@ def read_image_folder(config: DataConfig) -> Found:
         names.append(name.as_posix())
         classes.append(folders[bool(split)])
         splits.append(split)
-    ids = pa.array(names, TEXT)
+    ids = array(names, TEXT)
     texts = [config.class_caption.replace("{}", _words(name)) for name in classes]
     return Found(
         str(root),
         FileImages(root, ids),
         ids,
-        [pa.array(texts, TEXT)],
-        pa.array(classes, TEXT),
-        pa.array(splits, TEXT) if any(splits) else None,
+        [array(texts, TEXT)],
+        array(classes, TEXT),
+        array(splits, TEXT) if any(splits) else None,
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.pairs import MAX_BYTES, FileImages, Found, Images
-from clip_lite_jax.data.rows import TEXT, TEXTS, in_one_piece
+from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.data.tables import check_names, needed
@@ -58,11 +58,11 @@ def read_parquet(config: DataConfig) -> Found:
         ids = column(config.image_column)
         images = FileImages(Path(config.image_folder or paths[0].parent), ids)
     else:
-        ids = pa.array([place(row).replace(", row ", "/") for row in range(len(owner))], TEXT)
+        ids = array([place(row).replace(", row ", "/") for row in range(len(owner))], TEXT)
         images = ParquetImages(tuple(map(str, paths)), config.image_column, owner, number)
     splits = column(config.split_column)
     if splits is None and any(stated := [split_in(path.name) for path in paths]):
-        splits = pa.array(stated, TEXT).take(pa.array(owner))
+        splits = array(stated, TEXT).take(pa.array(owner))
     captions = [column(name, table.schema.field(name).type) for name in config.caption_columns]
     return Found(config.source, images, ids, captions, column(config.group_column), splits, place)
 

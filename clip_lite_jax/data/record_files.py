@@ -15,7 +15,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.index import indices
 from clip_lite_jax.data.pairs import Found, RecordImages
 from clip_lite_jax.data.records import Example, RecordSource
-from clip_lite_jax.data.rows import TEXT, Rows, in_one_piece
+from clip_lite_jax.data.rows import TEXT, Rows, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import BadImage, DataError
@@ -40,7 +40,7 @@ def read_records(config: DataConfig) -> Found:
     images = RecordImages(tuple(map(RecordSource, paths)), owner, number)
     found = _of_index(config.source, pa.concat_tables(tables), images)
     if found.splits is None and any(stated := [split_in(path.name) for path in paths]):
-        found = replace(found, splits=pa.array(stated, TEXT).take(pa.array(owner)))
+        found = replace(found, splits=array(stated, TEXT).take(pa.array(owner)))
     return replace(found, place=lambda row: f"{paths[owner[row]].name}, record {number[row]}")
 
 
@@ -75,8 +75,8 @@ def index_table(examples: Iterator[tuple[Example, str]]) -> pa.Table:
             "group": rows.groups,
             "captions": rows.captions,
             "attributes": rows.attributes,
-            "split": pa.array(names, TEXT),
-            "reason": pa.array(reasons, TEXT),
+            "split": array(names, TEXT),
+            "reason": array(reasons, TEXT),
         }
     )
 

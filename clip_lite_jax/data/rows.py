@@ -44,10 +44,10 @@ class Rows:
     def of(examples: Iterable[Example]) -> Rows:
         columns: list[list[pa.Array]] = [[], [], [], []]
         for chunk in in_chunks(examples):
-            columns[0].append(pa.array([e.id for e in chunk], TEXT))
-            columns[1].append(pa.array([e.group for e in chunk], TEXT))
-            columns[2].append(pa.array([e.captions for e in chunk], TEXTS))
-            columns[3].append(pa.array([list(e.attributes.items()) for e in chunk], ATTRIBUTES))
+            columns[0].append(array([e.id for e in chunk], TEXT))
+            columns[1].append(array([e.group for e in chunk], TEXT))
+            columns[2].append(array([e.captions for e in chunk], TEXTS))
+            columns[3].append(array([list(e.attributes.items()) for e in chunk], ATTRIBUTES))
         types = (TEXT, TEXT, TEXTS, ATTRIBUTES)
         return Rows(*(in_one_piece(c, t) for c, t in zip(columns, types, strict=True)))
 
@@ -82,6 +82,24 @@ def _update(digest: Any, array: pa.Array) -> None:
         _, offsets, content = array.buffers()
         first, last = np.frombuffer(offsets, np.int64)[[array.offset, array.offset + len(array)]]
         digest.update(memoryview(content or b"")[first:last])
+
+
+def array(values: Sequence[Any], type: pa.DataType = TEXT) -> pa.Array:
+    """An Arrow array of texts, or of lists or pairs of them.
+
+    Halves of surrogates, which names of files and JSON may hold but no UTF-8, are written out:
+    ``\\udc80``.
+    """
+    try:
+        return pa.array(values, type)
+    except UnicodeEncodeError:
+        return pa.array([_encodable(value) for value in values], type)
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return [_encodable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def in_one_piece(chunks: Sequence[pa.Array], type: pa.DataType) -> pa.Array:

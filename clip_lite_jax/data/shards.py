@@ -23,7 +23,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.folders import MAX_TEXT, PICTURES
 from clip_lite_jax.data.index import indices
 from clip_lite_jax.data.pairs import MAX_BYTES, Found
-from clip_lite_jax.data.rows import TEXT, TEXTS, in_one_piece
+from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import BadImage, DataError
 
@@ -64,7 +64,7 @@ def read_shards(config: DataConfig) -> Found:
         ),
         in_one_piece(ids, TEXT),
         [in_one_piece(table["captions"].chunks, TEXTS)],
-        splits=pa.array(splits, TEXT).take(pa.array(shard)) if any(splits) else None,
+        splits=array(splits, TEXT).take(pa.array(shard)) if any(splits) else None,
         bad={row: table["reason"][row].as_py() for row in refused.tolist()},
     )
 
@@ -154,16 +154,8 @@ def _prefixed(path: Path, keys: pa.ChunkedArray) -> pa.Array:
 
 def _index(path: Path, caption_keys: Sequence[str]) -> pa.Table:
     samples = list(samples_of(path, caption_keys))
-    return pa.Table.from_pydict(
-        {
-            "key": [sample.key for sample in samples],
-            "captions": [sample.captions for sample in samples],
-            "offset": [sample.offset for sample in samples],
-            "size": [sample.size for sample in samples],
-            "reason": [sample.reason for sample in samples],
-        },
-        SCHEMA,
-    )
+    columns = {name: [getattr(sample, name) for sample in samples] for name in SCHEMA.names}
+    return pa.table([array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 @dataclass

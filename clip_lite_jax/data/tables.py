@@ -104,7 +104,7 @@ def read_csv(path: Path, config: DataConfig) -> Found:
 
 def _cells(chunk: Sequence[tuple[int, list[str]]], place: int) -> pa.Array:
     cells = [row[place] if len(row) > place else "" for _, row in chunk]
-    return pc.utf8_trim_whitespace(pa.array(cells, TEXT))
+    return pc.utf8_trim_whitespace(rows.array(cells, TEXT))
 
 
 def read_json_lines(path: Path, config: DataConfig) -> Found:
@@ -132,7 +132,7 @@ def read_json_lines(path: Path, config: DataConfig) -> Found:
                     found.append({})
             count += len(chunk)
             for name, type in types.items():
-                pieces[name].append(pa.array([row.get(name) for row in found], type))
+                pieces[name].append(rows.array([row.get(name) for row in found], type))
     check_names(path, config, sorted(names))
     columns = {name: rows.in_one_piece(piece, types[name]) for name, piece in pieces.items()}
     return replace(_found(path, config, columns, np.concatenate(lines)), bad=bad)
