@@ -27,7 +27,7 @@ from clip_lite_jax.apps.report_tables import (
     percent,
 )
 from clip_lite_jax.checkpoints import Checkpoints
-from clip_lite_jax.config import from_dict
+from clip_lite_jax.config import Config, from_dict
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
@@ -86,7 +86,7 @@ def _open_run(workdir: Path) -> tuple[Run, int]:
         step = checkpoints.latest_step()
         if step is None:
             raise CheckpointError(f"{workdir} holds no finished checkpoint yet: nothing to report")
-        run = build_run(from_dict(json.loads(file.read_text())), workdir)
+        run = build_run(from_dict(Config, json.loads(file.read_text())), workdir)
         check_same_data(run, checkpoints.meta(step))
     return run, step
 

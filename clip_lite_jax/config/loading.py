@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
 from clip_lite_jax.config.run import Config, validate
 from clip_lite_jax.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def config_path(path: str | Path) -> Path:
@@ -166,10 +168,14 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`; unknown or ill-typed fields raise `ConfigError`."""
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The inverse of `to_dict`, of a `Config` or of a section of one.
+
+    Raises:
+      ConfigError: unknown or ill-typed fields.
+    """
     try:
-        return pydantic.TypeAdapter(Config).validate_python(dict(values))
+        return pydantic.TypeAdapter(kind).validate_python(dict(values))
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error)) from error
 

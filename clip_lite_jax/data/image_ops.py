@@ -33,7 +33,7 @@ class Opened:
         self._decoded: Image.Image | None = None
         with _damage_is_a_bad_image():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            self.size = image.size
+            self.size, self.format = image.size, image.format or ""
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise BadImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
@@ -51,7 +51,7 @@ class Opened:
     def of(cls, image: Image.Image) -> "Opened":
         """A picture that is decoded already."""
         opened = cls.__new__(cls)
-        opened._decoded, opened.size = to_rgb(image), image.size
+        opened._decoded, opened.size, opened.format = to_rgb(image), image.size, ""
         return opened
 
     def decoded(self, shrink: float = 1.0) -> Image.Image:
@@ -67,6 +67,24 @@ class Opened:
             if shrink >= 2:
                 image.draft(image.mode, (int(image.width / shrink), int(image.height / shrink)))
             return _upright(image)
+
+    def shrunk(self, shorter: int) -> bytes:
+        """The picture as a file whose shorter side is at most this; one that is small is the same.
+
+        Photographs become JPEG files of quality 95, others PNG.  Raises `BadImage` as `decoded`.
+        """
+        short = min(self.size)
+        image = self.decoded(shrink=short / shorter)
+        if short <= shorter:
+            return self.data
+        width, height = (max(1, round(side * shorter / short)) for side in self.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        if self.format in ("JPEG", "WEBP"):
+            image.save(buffer, "JPEG", quality=95)
+        else:
+            image.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 _START_OF_SCAN = b"\xff\xda"

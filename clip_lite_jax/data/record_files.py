@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,51 @@ def _data_source(builder: Any, split: str, image: str) -> Any:
             f"feature of that name (data.image_column={image!r}; there are "
             f"{', '.join(builder.info.features)})"
         ) from error
+
+
+@cache
+def tfds_features() -> Any:
+    """What `Example` is in a data set of TensorFlow Datasets, but for its attributes."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "group": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+        }
+    )
+
+
+def write_tfds_metadata(
+    folder: Path, name: str, lengths: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
+) -> None:
+    """Makes a folder of shards of `tfds_features` one that `tfds.builder_from_directory` reads.
+
+    `lengths` are the examples of each shard of each split, `sizes` the bytes of each split; the
+    shards are named ``NAME-SPLIT.array_record-00000-of-00002``.
+    """
+    import tensorflow_datasets as tfds
+
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=list(counts),
+            num_bytes=sizes[split],
+            filename_template=tfds.core.ShardedFileTemplate(
+                dataset_name=name, data_dir=folder, split=split, filetype_suffix="array_record"
+            ),
+        )
+        for split, counts in lengths.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=tfds_features(),
+        split_infos=splits,
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        check_data=False,  # that would need TensorFlow
+    )
 
 
 def feature_of(example: Mapping[str, Any], name: str) -> Any:

@@ -121,7 +121,25 @@ def shard_paths(source: str, ending: str) -> list[Path]:
         paths = [Path(source)]
     if not paths or not paths[0].is_file():
         raise DataError(f"data.source={source!r}: no such file, and no folder with {ending} files")
+    if len(paths) > 1:
+        _check_complete(source, paths)
     return paths
+
+
+def _check_complete(source: str, paths: Sequence[Path]) -> None:
+    """Raises `DataError` where names count to more than there are: ``train-00003-of-00008``."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(.*)", path.name):
+            name, number, count, _ = match.groups()
+            there.setdefault((name, int(count)), set()).add(int(number))
+    for (name, count), numbers in there.items():
+        if len(numbers) < count:
+            missing = next(number for number in range(count) if number not in numbers)
+            raise DataError(
+                f"data.source={source!r}: {len(numbers)} of {count} shards {name}* are there; "
+                f"number {missing} is missing"
+            )
 
 
 MAX_NAMES = 1_000_000
