@@ -103,6 +103,11 @@ def _add_data(data: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
     )
+    convert.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="run it as an Apache Beam pipeline (extra beam): --beam='--runner=DirectRunner'",
+    )
     convert.set_defaults(call=_convert)
 
 
@@ -194,7 +199,13 @@ def _convert(known: argparse.Namespace, rest: Sequence[str]) -> None:
         check=not known.no_check,
         name=known.name,
     )
-    print(describe(convert(conversion, known.processes)))
+    if known.beam is None:
+        manifest = convert(conversion, known.processes)
+    else:
+        from clip_lite_jax.apps.data_beam import convert_with_beam
+
+        manifest = convert_with_beam(conversion, known.beam)
+    print(describe(manifest))
     print(f"written: {known.folder}")
 
 
