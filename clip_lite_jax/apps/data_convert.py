@@ -6,18 +6,16 @@ of this machine and in `data_beam` wherever Apache Beam runs.
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from clip_lite_jax.config import DataConfig, from_dict
+from clip_lite_jax.apps.data_jobs import as_text, from_text, run_jobs, sources_of
+from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.record_files import tfds_features, write_tfds_metadata
@@ -87,7 +85,7 @@ class Done:
 
 def conversion_of(data: DataConfig, folder: Path, **options: Any) -> Conversion:
     """A `Conversion` of what `data` names; options as there."""
-    return Conversion(json.dumps(asdict(data)), str(folder), **options)
+    return Conversion(as_text(data), str(folder), **options)
 
 
 def convert(conversion: Conversion, processes: int) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def convert(conversion: Conversion, processes: int) -> dict[str, Any]:
     jobs, bad = plan(conversion)
     missing = [job for job in jobs if not is_done(job)]
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="shard") as bar:
-        for _ in _run(missing, processes):
+        for _ in run_jobs(convert_shard, missing, processes):
             bar.update()
     return finish(conversion, [read_note(job) for job in jobs], bad)
 
@@ -116,7 +114,7 @@ def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
     skipped = folder / SKIPPED_FILE
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
-    sources = build_sources(_data(conversion), bad)
+    sources = build_sources(from_text(conversion.data), bad)
     _check_folder(conversion, fingerprint(sources))
     jobs = []
     for split, source in sorted(sources.items()):
@@ -127,7 +125,7 @@ def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
 
 def convert_shard(job: Job) -> Done:
     """Writes one shard, whatever there is of it."""
-    source = _sources(job.conversion)[job.split]
+    source = sources_of(job.conversion.data)[job.split]
     start = job.number * job.conversion.per_shard
     indices = range(start, min(start + job.conversion.per_shard, len(source)))
     bad: list[tuple[str, str]] = []
@@ -178,15 +176,6 @@ def describe(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _run(jobs: Sequence[Job], processes: int) -> Iterator[Done]:
-    if processes < 2 or len(jobs) < 2:
-        yield from map(convert_shard, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # not by forking: jax has threads
-    with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
-        yield from pool.map(convert_shard, jobs)
-
-
 def _check_folder(conversion: Conversion, data: str) -> None:
     """Raises `ConfigError` where the folder has shards of another source or other settings."""
     path = Path(conversion.folder, SETTINGS_FILE)
@@ -203,16 +192,6 @@ def _check_folder(conversion: Conversion, data: str) -> None:
     elif others := [name for name in os.listdir(conversion.folder) if name != SKIPPED_FILE]:
         raise ConfigError(f"{conversion.folder} is not empty ({others[0]}): choose another folder")
     write_atomic(path, json.dumps(settings, indent=2) + "\n")
-
-
-def _data(conversion: Conversion) -> DataConfig:
-    return from_dict(DataConfig, json.loads(conversion.data))
-
-
-@cache
-def _sources(conversion: Conversion) -> dict[str, Source]:
-    """Built once in each process that converts."""
-    return build_sources(_data(conversion), BadExamples())
 
 
 def _examples(

@@ -202,25 +202,27 @@ def build_pairs(
     bad.extend((_place(found, row), reasons[row]) for row in sorted(reasons))
     if len(reasons) == count:
         raise DataError(f"{found.path}: no usable row; {len(bad)} are listed in {bad.path}")
-    if reasons:
-        kept = np.ones(count, bool)
-        kept[list(reasons)] = False
-        found = found.take(np.flatnonzero(kept))
+    usable = np.ones(count, bool)
+    usable[list(reasons)] = False
+    if reasons and not rows.all_different(found.ids):
+        found = found.take(np.flatnonzero(usable))  # what belongs to an image decides its captions
+        usable = usable[usable]
     first, captions = rows.group(found.ids, found.captions)
     if len(first) < len(found.ids):
-        found = found.take(first)
+        found, usable = found.take(first), usable[first]
     groups = found.ids
     if found.groups is not None:
         # An empty cell is no group: the rows without one do not all show the same thing.
         groups = pc.if_else(_filled(found.groups), found.groups, found.ids)
     known = Rows(found.ids, groups, captions, found.attributes)
     if split is not None:
-        return {split: Pairs(known, found.images, np.arange(len(known)))}
+        return {split: Pairs(known, found.images, np.flatnonzero(usable))}
     if found.splits is None:
         codes = splits.split_by_hash(groups, config.held_out)
     else:
         codes = splits.split_by_name(found.splits, groups, config.held_out, found.path)
-    chosen = {name: np.flatnonzero(codes == code) for code, name in enumerate(splits.SPLITS)}
+    places = enumerate(splits.SPLITS)
+    chosen = {name: np.flatnonzero(usable & (codes == code)) for code, name in places}
     return {name: Pairs(known, found.images, some) for name, some in chosen.items() if len(some)}
 
 
