@@ -90,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_data(data: argparse.ArgumentParser) -> None:
     any_field = "any field of data: --config.data.caption_columns='[\"title\"]'"
     commands = data.add_subparsers(dest="data_command", required=True)
+    check = commands.add_parser(
+        "check", help="what is in a source, and what is wrong with it", epilog=any_field
+    )
+    check.add_argument("source", help="as data.source; mixture for --config.data.mixture")
+    check.add_argument("--out", type=Path, default=Path("check"), help="folder to write to (check)")
+    check.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
+    )
+    check.set_defaults(call=_check)
     convert = commands.add_parser(
         "convert", help="write a source as ArrayRecord files", epilog=any_field
     )
@@ -185,6 +194,16 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
         print(f"{score:.2f}  {path}")
     for path, reason in hits.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
+
+
+def _check(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.apps.data_check import check
+    from clip_lite_jax.apps.data_check_page import table_of, write_page
+
+    found, sources = check(_data_config(known.source, rest), known.out, known.processes)
+    cores = os.cpu_count() or 1
+    print(table_of(found, cores))
+    print(f"written: {write_page(found, sources, known.out, cores)}")
 
 
 def _convert(known: argparse.Namespace, rest: Sequence[str]) -> None:

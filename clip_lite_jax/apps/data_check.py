@@ -61,8 +61,12 @@ class Piece:
         return Path(self.folder, f"{self.split}-{self.start:010}.arrow")
 
 
-def check(data: DataConfig, folder: Path, processes: int) -> dict[str, Any]:
+def check(
+    data: DataConfig, folder: Path, processes: int
+) -> tuple[dict[str, Any], dict[str, Source]]:
     """Looks at every example; the findings are also in ``check.json`` in the folder.
+
+    Returns the findings and the splits that were looked at.
 
     Raises:
       DataError: the source cannot be read at all.
@@ -72,7 +76,7 @@ def check(data: DataConfig, folder: Path, processes: int) -> dict[str, Any]:
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
     sources = build_sources(data, bad)
-    # What was looked at lies in a folder of these data: others are looked at anew.
+    # Of other data other pieces: what was seen of these is seen again only if it changed.
     pieces_folder = folder / PIECES / fingerprint(sources)
     pieces_folder.mkdir(parents=True, exist_ok=True)
     pieces = [
@@ -94,7 +98,7 @@ def check(data: DataConfig, folder: Path, processes: int) -> dict[str, Any]:
         )
     found = findings(data, sources, tables, bad)
     write_atomic(folder / FINDINGS_FILE, json.dumps(found, indent=2) + "\n")
-    return found
+    return found, sources
 
 
 def look(piece: Piece) -> None:
@@ -216,16 +220,16 @@ def _pictures(table: pa.Table) -> dict[str, Any]:
 
 def _duplicates(sources: Mapping[str, Source], tables: Mapping[str, pa.Table]) -> dict[str, Any]:
     """Pictures of one split whose files are equal."""
-    copies, groups = 0, []
+    copies = 0
+    groups: list[dict[str, Any]] = []
     for split, table in tables.items():
         digests = _digests(table)
         _, codes, counts = np.unique(digests, return_inverse=True, return_counts=True)
         known = np.asarray(pc.is_valid(table["digest"]))
         repeated = np.flatnonzero(known & (counts[codes] > 1))
-        copies += len(repeated) - len(np.unique(codes[repeated]))
-        for code in np.unique(codes[repeated])[np.argsort(-counts[np.unique(codes[repeated])])]:
-            if len(groups) == SHOWN:
-                break
+        found = np.unique(codes[repeated])
+        copies += len(repeated) - len(found)
+        for code in found[np.argsort(-counts[found], kind="stable")][:SHOWN]:
             rows = np.flatnonzero(codes == code)
             ids = [sources[split].metadata(int(row)).id for row in rows[:SHOWN]]
             groups.append({"split": split, "count": len(rows), "ids": ids})

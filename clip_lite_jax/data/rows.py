@@ -145,9 +145,11 @@ def all_different(array: pa.Array) -> bool:
             return False
         value = lengths.astype(np.uint64)
         for place in range(longest):
-            there = np.flatnonzero(lengths > place)
-            there = slice(None) if len(there) == len(lengths) else there
-            value[there] = (value[there] ^ data[begin[there] + place]) * _PRIME
+            there = lengths > place
+            if there.all():
+                value = (value ^ data[begin + place]) * _PRIME
+            else:
+                value[there] = (value[there] ^ data[begin[there] + place]) * _PRIME
         hashes[start : start + len(value)] = value
     hashes.sort()
     return not np.any(hashes[1:] == hashes[:-1])
