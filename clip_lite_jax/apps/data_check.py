@@ -7,7 +7,7 @@ goes on where it was.  `findings` then puts together what a table, a JSON file a
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.rows import TEXT, array
 from clip_lite_jax.data.sources import Source, build_sources, fingerprint
+from clip_lite_jax.data.splits import SPLITS
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.files import replacing, write_atomic
 
@@ -140,7 +141,7 @@ def findings(
     per_core = len(seconds) / max(float(seconds.sum()), 1e-9)
     found: dict[str, Any] = {
         "source": data.source,
-        "splits": {split: _pictures(tables[split]) for split in sorted(sources)},
+        "splits": {split: _pictures(tables[split]) for split in in_order(sources)},
         "captions": caption_findings(data, sources),
         "bad": {
             "count": len(bad),
@@ -155,12 +156,17 @@ def findings(
     return found
 
 
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Training first, then what it is judged by, then others by name."""
+    return sorted(splits, key=lambda s: (SPLITS.index(s) if s in SPLITS else len(SPLITS), s))
+
+
 def warnings(data: DataConfig, found: Mapping[str, Any]) -> list[str]:
     """What a person should do something about, the worst first."""
     said = []
     for leak in found["leaks"]:
         said.append(
-            f"{leak['images']:,} pictures of {leak['of']} are in {leak['in']} too: numbers "
+            f"pictures of {leak['of']} that are in {leak['in']} too: {leak['images']:,}; numbers "
             f"measured on {leak['of']} will be too good"
         )
     total = sum(split["examples"] for split in found["splits"].values())
@@ -169,14 +175,15 @@ def warnings(data: DataConfig, found: Mapping[str, Any]) -> list[str]:
         share = count / max(total, 1)
         limit = f"; over data.max_bad_share={data.max_bad_share}, a run would stop"
         said.append(
-            f"{count:,} examples cannot be used ({share:.1%})"
+            f"examples that cannot be used: {count:,} ({share:.1%})"
             + (limit if share > data.max_bad_share else "")
         )
     copies = found["duplicates"]["copies"]
     if copies:
         said.append(
-            f"{copies:,} pictures are copies of others, byte for byte: with equal captions they "
-            "are never each other's negative, with others they are; data.group_column tells"
+            f"pictures that are copies of others, byte for byte: {copies:,}; with different "
+            "captions they can be each other's negative, unless data.group_column says that they "
+            "are alike"
         )
     captions = found["captions"]
     if captions["truncated_share"] > 0.01:
@@ -240,8 +247,7 @@ def _duplicates(sources: Mapping[str, Source], tables: Mapping[str, pa.Table]) -
 def _leaks(sources: Mapping[str, Source], tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
     """Pictures of one split that are, byte for byte, in another that trains or selects."""
     leaks = []
-    order = [name for name in ("train", "validation", "test") if name in tables]
-    order += sorted(set(tables) - set(order))
+    order = in_order(tables)
     for i, split in enumerate(order):
         for other in order[:i]:
             digests = _digests(tables[split])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_lite_jax.apps.data_check import in_order
 from clip_lite_jax.apps.report_gallery import picture_uri, shorten
 from clip_lite_jax.apps.report_pages import environment
 from clip_lite_jax.apps.report_plots import Plot, bars
@@ -54,7 +55,7 @@ def write_page(
         "found": found,
         "cores": cores,
         "words": _words(found["captions"]),
-        "samples": {split: _samples(source) for split, source in sources.items()},
+        "samples": {split: _samples(sources[split]) for split in in_order(sources)},
         "duplicates": [
             _by_id(sources[group["split"]], group["ids"][:4], group)
             for group in found["duplicates"]["groups"]
