@@ -34,7 +34,7 @@ one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against 
 mutual-information: $(VENV)/installed  ## estimators where the truth is known (half an hour)
 	$(BIN)/python -m benchmarks.mutual_information
 
-test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## format, lint, types and tests
+test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed .venv-beam/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -48,10 +48,12 @@ format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 # Raises every pin to the newest release that setup.cfg allows, for Python 3.11 to 3.13.
-lock:  ## renew requirements.lock and requirements-test.lock (needs uv)
+lock:  ## renew the exact locks, requirements*.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade setup.cfg -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade --extra test \
 		-c requirements.lock setup.cfg -o requirements-test.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade --extra beam setup.cfg \
+		-o requirements-beam.lock
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
@@ -72,6 +74,13 @@ $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 # Without what they ask for, which is PyTorch: their files are read without it.
 $(VENV)/installed-towers: requirements-towers.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-towers.txt
+	@touch $@
+
+# Not in the environment: Apache Beam asks for older releases of much else.
+.venv-beam/installed: requirements-beam.lock setup.cfg
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.lock
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 # Not in the environment: with libtpu in it every `import jax` would look for a TPU.

@@ -22,8 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.data.sources import BadExamples, read_emoji, split_of
+from clip_lite_jax.data.sources import read_emoji
+from clip_lite_jax.data.splits import split_of
 from clip_lite_jax.errors import DataError
 
 STAGES = ("validation", "test")

@@ -42,7 +42,7 @@ class Meta:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Meta":
         return cls(
-            config=from_dict(values["config"]),
+            config=from_dict(Config, values["config"]),
             tokenizer=base64.b64decode(values["tokenizer"]),
             data_fingerprint=values["data_fingerprint"],
             version=values["version"],

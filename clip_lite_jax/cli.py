@@ -3,12 +3,17 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clip_lite_jax._version import __version__
 from clip_lite_jax.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from clip_lite_jax.config import DataConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chatty in ("absl", "jax"):  # jax tells at every start which accelerators there are not
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        if rest and known.command not in ("train", "config", "plan"):
+        if rest and known.command not in ("train", "config", "plan", "data"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
         known.call(known, rest)
     except UserError as error:
@@ -66,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("query")
     search.set_defaults(call=_search)
 
+    _add_data(commands.add_parser("data", help="look at data, and turn it into other formats"))
+
     export = commands.add_parser("export", help="write the model for other programs, and check it")
     export.add_argument("--model", required=True, type=Path, help="folder of a run")
     export.add_argument("--out", required=True, type=Path, help="folder to write")
@@ -78,6 +85,39 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace the folder if it is there")
     export.set_defaults(call=_export)
     return parser
+
+
+def _add_data(data: argparse.ArgumentParser) -> None:
+    any_field = "any field of data: --config.data.caption_columns='[\"title\"]'"
+    commands = data.add_subparsers(dest="data_command", required=True)
+    check = commands.add_parser(
+        "check", help="what is in a source, and what is wrong with it", epilog=any_field
+    )
+    check.add_argument("source", help="as data.source; mixture for --config.data.mixture")
+    check.add_argument("--out", type=Path, default=Path("check"), help="folder to write to (check)")
+    check.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
+    )
+    check.set_defaults(call=_check)
+    convert = commands.add_parser(
+        "convert", help="write a source as ArrayRecord files", epilog=any_field
+    )
+    convert.add_argument("source", help="as data.source; mixture for --config.data.mixture")
+    convert.add_argument("folder", type=Path, help="to write to: empty, or a conversion cut short")
+    convert.add_argument("--format", default="records", help="records (default) or tfds")
+    convert.add_argument("--resize", type=int, help="make larger pictures' shorter side this long")
+    convert.add_argument("--per-shard", type=int, default=4096, help="examples of a file (4096)")
+    convert.add_argument("--name", default="pairs", help="of the data set, for tfds (pairs)")
+    convert.add_argument("--no-check", action="store_true", help="do not decode the pictures")
+    convert.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
+    )
+    convert.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="run it as an Apache Beam pipeline (extra beam): --beam='--runner=DirectRunner'",
+    )
+    convert.set_defaults(call=_convert)
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -154,6 +194,50 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
         print(f"{score:.2f}  {path}")
     for path, reason in hits.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
+
+
+def _check(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.apps.data_check import check
+    from clip_lite_jax.apps.data_check_page import table_of, write_page
+
+    found, sources = check(_data_config(known.source, rest), known.out, known.processes)
+    cores = os.cpu_count() or 1
+    print(table_of(found, cores))
+    print(f"written: {write_page(found, sources, known.out, cores)}")
+
+
+def _convert(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.apps.data_convert import conversion_of, convert, describe
+
+    conversion = conversion_of(
+        _data_config(known.source, rest),
+        known.folder,
+        format=known.format,
+        resize=known.resize,
+        per_shard=known.per_shard,
+        check=not known.no_check,
+        name=known.name,
+    )
+    if known.beam is None:
+        manifest = convert(conversion, known.processes)
+    else:
+        from clip_lite_jax.apps.data_beam import convert_with_beam
+
+        manifest = convert_with_beam(conversion, known.beam)
+    print(describe(manifest))
+    print(f"written: {known.folder}")
+
+
+def _data_config(source: str, rest: Sequence[str]) -> "DataConfig":
+    """The source with the fields that the command line gives."""
+    from clip_lite_jax.config import DataConfig, override, parse_overrides
+
+    data = DataConfig() if source == "mixture" else DataConfig(source=source)
+    for name, value in parse_overrides(rest).items():
+        if not name.startswith("data."):
+            raise ConfigError(f"--config.{name}: only fields of data count here")
+        data = override(data, name.removeprefix("data."), value, "data.")
+    return data
 
 
 def _export(known: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -225,11 +225,11 @@ def _image_encoder(
         source, index = places[id]
         try:
             opened = pixels.open(source, index)
+            rng = np.random.default_rng((config.seed, _hash(id)))
+            drawn = [pixels.random_view(opened, rng)[0] for _ in range(views)]
+            return np.stack([pixels.view(opened), *drawn])
         except BadImage as error:
             return str(error)
-        rng = np.random.default_rng((config.seed, _hash(id)))
-        drawn = [pixels.random_view(opened, rng)[0] for _ in range(views)]
-        return np.stack([pixels.view(opened), *drawn])
 
     def encode(ids: Sequence[str]) -> Iterator[np.ndarray | str]:
         at_once = max(1, IMAGE_BATCH // (1 + views))

@@ -36,6 +36,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(data)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$CLIP_LITE_CACHE``, or as the XDG standard says."""
+    if folder := os.environ.get("CLIP_LITE_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "clip_lite_jax"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Another name to write under; that file takes the place of `path` if no error is raised."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config
-from clip_lite_jax.data import image_ops
+from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.inputs import Pixels
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, CheckpointError, ConfigError
@@ -74,9 +74,15 @@ class DualEncoderModel:
 
     def project_image(self, images: Images) -> np.ndarray:
         """Images → ``[N, D]`` as the critic takes them, for `fns.pairs` and `fns.matrix`."""
-        pixels = [self.pixels.view(_open(image)) for image in images]
+        pixels = [self._view(image) for image in images]
         stacked = stack_or_empty(pixels, self.pixels.blank)
         return encode_images(self.fns, stacked, self.batch_size)
+
+    def _view(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        try:
+            return self.pixels.view(_open(image))
+        except BadImage as error:
+            raise BadImage(f"{image}: {error}") from error
 
     def project_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → ``[N, D]`` as the critic takes them."""
@@ -169,17 +175,14 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
     )
 
 
-def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+def _open(image: str | Path | Image.Image | np.ndarray) -> Opened:
     if isinstance(image, Image.Image):
-        return image_ops.to_rgb(image)
+        return Opened.of(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"an image array is uint8 [H, W, 3], not {image.dtype} {image.shape}")
-        return Image.fromarray(image)
-    try:
-        return image_ops.decode(Path(image).read_bytes())
-    except BadImage as error:
-        raise BadImage(f"{image}: {error}") from error
+        return Opened.of(Image.fromarray(image))
+    return Opened(Path(image).read_bytes())
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -12,14 +12,9 @@ from jax.sharding import Mesh
 
 from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
-from clip_lite_jax.data.sources import (
-    BadExamples,
-    Source,
-    build_sources,
-    captions_of,
-    fingerprint,
-)
+from clip_lite_jax.data.sources import Source, build_sources, captions_of, fingerprint
 from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer, load_tokenizer
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator
@@ -39,7 +34,16 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
 SKIPPED_FILE = "skipped.jsonl"
 
-MAY_CHANGE = ("log", "checkpoint", "eval", "data.threads", "data.prefetch", "data.max_bad_share")
+MAY_CHANGE = (
+    "log",
+    "checkpoint",
+    "eval",
+    "data.threads",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_share",
+    "data.strict",
+)
 """Fields that a resumed run may change: they do not touch what is learned."""
 
 
@@ -130,7 +134,7 @@ def build_run(config: Config, workdir: Path) -> Run:
         config = resolve(config)
         stored.unlink(missing_ok=True)
         (workdir / SKIPPED_FILE).unlink(missing_ok=True)
-    bad = BadExamples(workdir / SKIPPED_FILE, config.data.max_bad_share)
+    bad = BadExamples(workdir / SKIPPED_FILE, config.data.max_bad_share, strict=config.data.strict)
     sources = build_sources(config.data, bad)
     train = sources["train"]
     bad.expect(bad.total or len(train))

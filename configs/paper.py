@@ -81,8 +81,8 @@ def recipe(
         steps=steps,
         batch_size=batch,
         data=DataConfig(
-            source="coco.csv",
-            split_column="split",
+            source="annotations/captions_train2017.json",
+            splits={"validation": "annotations/captions_val2017.json"},
             train_share=share,
             image_size=224,
             augment=AugmentConfig(crop_ratio=(0.75, 1.333), flip=flip, hue=0.1),

@@ -27,7 +27,7 @@ BASE = Config(steps=1000, batch_size=64)
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!_]*.py")), ids=lambda p: p.stem)
 def test_every_config_loads_and_survives_json(path: Path) -> None:
     config = load_config(path)
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
     assert "learning_rate" in describe(config)
 
 
@@ -137,7 +137,7 @@ def test_variants_that_do_not_fit_are_said(tmp_path: Path) -> None:
 
 def test_stored_configs_are_checked() -> None:
     with pytest.raises(ConfigError, match="Config.extra"):
-        from_dict({**to_dict(BASE), "extra": 1})
+        from_dict(Config, {**to_dict(BASE), "extra": 1})
 
 
 def test_packaged_configs_are_found_by_name() -> None:

@@ -13,17 +13,13 @@ from PIL import Image
 
 from clip_lite_jax.config import AugmentConfig, DataConfig
 from clip_lite_jax.data import caption_ops, image_ops
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.data.sources import (
-    BadExamples,
-    Source,
-    build_sources,
-    captions_of,
-    fingerprint,
-    split_of,
-)
+from clip_lite_jax.data.sources import Source, build_sources, captions_of, fingerprint
+from clip_lite_jax.data.splits import split_of
 from clip_lite_jax.data.tokenizer import (
     Tokenizer,
     load_or_train_tokenizer,
@@ -88,10 +84,51 @@ def test_resize_keeps_the_centre() -> None:
     np.testing.assert_array_equal(out[5, 5], (255, 0, 0))
 
 
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth, as photographs are: a JPEG of it loses little."""
+    down, across = np.mgrid[0:height, 0:width]
+    waves = [np.sin(across / 90 + k) * np.cos(down / 70 - k) for k in range(3)]
+    return Image.fromarray((np.stack(waves, -1) * 120 + 128).astype(np.uint8))
+
+
+WHOLE = AugmentConfig(crop_scale=(1, 1), crop_ratio=(4 / 3, 4 / 3), flip=0, jitter=0)
+
+
+def test_large_photographs_are_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photograph(1024, 768)
+    opened = Opened(encoded(image, "JPEG", quality=95))
+    assert opened.size == (1024, 768)
+    assert opened.decoded().size == (1024, 768)
+    assert opened.decoded(shrink=3.4).size == (512, 384)
+    assert opened.decoded(shrink=100).size == (128, 96)
+    out, _ = image_ops.augment(opened, 96, WHOLE, np.random.default_rng(0))
+    expected, _ = image_ops.augment(Opened.of(image), 96, WHOLE, np.random.default_rng(0))
+    assert np.abs(out.astype(int) - expected).mean() < 1.5
+    png = Opened(encoded(image))
+    assert png.decoded(shrink=8).size == (1024, 768)
+
+
+def test_crops_of_a_turned_photograph_are_crops_of_the_upright_one() -> None:
+    image = photograph(800, 600)
+    for orientation, turn in ((6, Image.Transpose.ROTATE_90), (3, Image.Transpose.ROTATE_180)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        opened = Opened(encoded(image.transpose(turn), "JPEG", quality=95, exif=exif))
+        assert opened.size == (800, 600)
+        for seed in range(5):
+            outs = [
+                image_ops.augment(
+                    some, 64, AugmentConfig(jitter=0, flip=0), np.random.default_rng(seed)
+                )[0].astype(int)
+                for some in (opened, Opened.of(image))
+            ]
+            assert np.abs(outs[0] - outs[1]).mean() < 2
+
+
 def test_augmentation_follows_its_generator() -> None:
     image = draw("cross", "green")
     one, two, other = (
-        image_ops.augment(image, 16, AugmentConfig(), np.random.default_rng(seed))[0]
+        image_ops.augment(Opened.of(image), 16, AugmentConfig(), np.random.default_rng(seed))[0]
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, two)
@@ -103,7 +140,7 @@ def test_augmentation_follows_its_generator() -> None:
 def test_no_augmentation_is_a_plain_resize() -> None:
     config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0)
     image = draw("bar", "pink")
-    out, flipped = image_ops.augment(image, 32, config, np.random.default_rng(0))
+    out, flipped = image_ops.augment(Opened.of(image), 32, config, np.random.default_rng(0))
     np.testing.assert_array_equal(out, np.asarray(image))
     assert not flipped
 
@@ -111,7 +148,7 @@ def test_no_augmentation_is_a_plain_resize() -> None:
 def test_flip_mirrors() -> None:
     config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=1, jitter=0)
     image = draw("triangle", "blue")
-    out, flipped = image_ops.augment(image, 32, config, np.random.default_rng(0))
+    out, flipped = image_ops.augment(Opened.of(image), 32, config, np.random.default_rng(0))
     np.testing.assert_array_equal(out, np.asarray(image)[:, ::-1])
     assert flipped
 
@@ -365,6 +402,15 @@ def test_batches_do_not_depend_on_threads(pairs: Path) -> None:
         assert_same(one, other)
 
 
+def test_batches_do_not_depend_on_processes_that_decode(pairs: Path) -> None:
+    transform = transform_for(pairs)
+    alone = take(transform, 5)
+    workers = transform_for(pairs, threads=1)
+    workers.config = replace(workers.config, workers=2)
+    for one, other in zip(alone, take(workers, 5), strict=True):
+        assert_same(one, other)
+
+
 def test_position_is_a_function_of_the_step(pairs: Path) -> None:
     transform = transform_for(pairs)
     for one, other in zip(take(transform, 8)[5:], take(transform, 3, start=5), strict=True):
@@ -433,5 +479,9 @@ def test_fingerprint_sees_captions_and_order(pairs: Path) -> None:
     for split in ("train", "test"):
         again = build_sources(DataConfig(source=str(pairs)), BadExamples())
         assert fingerprint(sources) == fingerprint(again)
-        again[split].rows.reverse()  # type: ignore[attr-defined]
+        again[split] = again[split].chosen(np.arange(len(again[split]))[::-1])
         assert fingerprint(sources) != fingerprint(again)
+    other = pairs.with_name("other.csv")
+    other.write_text(pairs.read_text().replace("a red ring", "a red hoop"))
+    again = build_sources(DataConfig(source=str(other)), BadExamples())
+    assert fingerprint(sources) != fingerprint(again)

@@ -24,8 +24,9 @@ from benchmarks.frozen_pairs import (
     read_catalogue,
 )
 from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.data.sources import BadExamples, read_emoji
+from clip_lite_jax.data.sources import read_emoji
 from clip_lite_jax.errors import DataError
 
 

@@ -15,6 +15,8 @@ from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_tables import number, terminal_table
 from clip_lite_jax.config import AugmentConfig, DataConfig, EvalConfig, ShapesConfig, load_config
 from clip_lite_jax.data import image_ops, shapes
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform
 from clip_lite_jax.data.records import Example
@@ -28,7 +30,6 @@ from clip_lite_jax.data.shapes import (
     draw,
 )
 from clip_lite_jax.data.sources import (
-    BadExamples,
     IndependentPairs,
     Source,
     build_sources,
@@ -156,7 +157,7 @@ def test_different_scenes_are_different_images_in_the_pipeline(size: int) -> Non
     rng = np.random.default_rng(0)
     for scene in all_scenes():
         picture = image_ops.decode(shapes._png(scene, size))
-        trained, _ = image_ops.augment(picture, size, AS_DRAWN, rng)
+        trained, _ = image_ops.augment(Opened.of(picture), size, AS_DRAWN, rng)
         seen.add(trained.tobytes())
         np.testing.assert_array_equal(trained, draw(scene, size))
         np.testing.assert_array_equal(trained, image_ops.resize_and_crop(picture, size))

@@ -14,10 +14,10 @@ from PIL import Image
 
 from clip_lite_jax import load
 from clip_lite_jax.config import RetrievalConfig, load_config
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform, mean_direction
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.data.sources import BadExamples
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.features import check_cache

@@ -10,7 +10,8 @@ from clip_lite_jax.apps.export_towers import detectron2_settings, torchvision_na
 from clip_lite_jax.apps.report_tables import directions
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, describe
-from clip_lite_jax.data.sources import BadExamples, build_sources, fingerprint
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.sources import build_sources, fingerprint
 from clip_lite_jax.errors import UserError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.files import write_atomic

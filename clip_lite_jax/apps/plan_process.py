@@ -91,7 +91,7 @@ class Plan:
 def main() -> None:
     given = json.loads(sys.stdin.read())
     try:
-        config, request = from_dict(given["config"]), Request(**given["request"])
+        config, request = from_dict(Config, given["config"]), Request(**given["request"])
         answer = asdict(make_plan(config, request))
     except UserError as error:
         answer = {"error": str(error)}

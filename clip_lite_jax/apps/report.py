@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.apps.report_gallery import build_gallery, shorten
+from clip_lite_jax.apps.report_pages import environment
 from clip_lite_jax.apps.report_plots import curves, histogram
 from clip_lite_jax.apps.report_tables import (
     categories,
@@ -23,11 +23,9 @@ from clip_lite_jax.apps.report_tables import (
     directions,
     information,
     measured,
-    number,
-    percent,
 )
 from clip_lite_jax.checkpoints import Checkpoints
-from clip_lite_jax.config import from_dict
+from clip_lite_jax.config import Config, from_dict
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
@@ -70,7 +68,7 @@ def write_report(workdir: Path) -> Path:
         "skipped": _skipped(workdir),
         "commands": commands(config, workdir),
     }
-    html = _environment().get_template("report.html.j2").render(context)
+    html = environment().get_template("report.html.j2").render(context)
     path = workdir / REPORT_FILE
     if run.is_writer:
         write_atomic(path, html)
@@ -86,7 +84,7 @@ def _open_run(workdir: Path) -> tuple[Run, int]:
         step = checkpoints.latest_step()
         if step is None:
             raise CheckpointError(f"{workdir} holds no finished checkpoint yet: nothing to report")
-        run = build_run(from_dict(json.loads(file.read_text())), workdir)
+        run = build_run(from_dict(Config, json.loads(file.read_text())), workdir)
         check_same_data(run, checkpoints.meta(step))
     return run, step
 
@@ -141,22 +139,3 @@ def _skipped(workdir: Path) -> dict[str, Any]:
     items = list(read_json_lines(workdir / SKIPPED_FILE))
     shown = [(shorten(i["id"], 120), shorten(i["reason"], 200)) for i in items[:SKIPPED_SHOWN]]
     return {"count": len(items), "shown": shown}
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # captions, ids and file names come from strangers
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "duration": _duration}
-    return environment
-
-
-def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

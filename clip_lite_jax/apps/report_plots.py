@@ -86,6 +86,18 @@ def _draw(theme: Theme, x_label: str, y_label: str, paint: Paint) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def bars(
+    title: str, caption: str, alt: str, x_label: str, y_label: str, x: np.ndarray, y: np.ndarray
+) -> Plot:
+    """Heights `y` ``[N]`` at the whole numbers `x` ``[N]``."""
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        axes.bar(x, y, width=0.8, color=theme.first)
+        axes.locator_params(axis="x", integer=True)
+
+    return plot(title, caption, alt, x_label, y_label, paint)
+
+
 def curves(lines: Lines, objective: str, hard: bool) -> list[Plot]:
     """Loss, scores, accuracy, temperature and retrieval over the steps; empty ones are left out."""
     if not lines:

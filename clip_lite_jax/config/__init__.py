@@ -5,11 +5,12 @@ its own values when it is built; rules between fields and against the machine be
 and to the modules that own them (`negatives.layout_of`, `sharding.build_mesh`).
 """
 
-from clip_lite_jax.config.data import AugmentConfig, DataConfig, ShapesConfig
+from clip_lite_jax.config.data import AugmentConfig, DataConfig, PartConfig, ShapesConfig
 from clip_lite_jax.config.learning import NegativesConfig, ObjectiveConfig, OptimConfig
 from clip_lite_jax.config.loading import (
     config_path,
     describe,
+    explain,
     field_paths,
     from_dict,
     load_config,
@@ -44,10 +45,12 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Options",
+    "PartConfig",
     "RetrievalConfig",
     "ShapesConfig",
     "config_path",
     "describe",
+    "explain",
     "field_paths",
     "from_dict",
     "load_config",

@@ -1,6 +1,6 @@
 """Where pairs come from, and what becomes of them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -56,16 +56,47 @@ class ShapesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PartConfig:
+    """One of the sources of a mixture."""
+
+    source: str
+    """As `data.source`."""
+    weight: PositiveFloat | None = None
+    """How much of the examples of training it gives, beside the weights of the other parts."""
+    epochs: PositiveFloat | None = None
+    """In place of weights: how often each of its examples is seen while one of a part with
+    ``epochs=1`` is seen once."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `data` that this source needs otherwise: ``{"caption_columns": ["title"]}``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Where the pairs come from and what becomes of them before they reach the accelerator."""
 
     source: str = "emoji"
-    """``emoji`` or ``shapes`` (built in), or the path of a ``.csv``/``.tsv`` table of image paths
-    and captions."""
+    """``emoji`` or ``shapes`` (built in), ``tfds:NAME``, or the path of a table (``.csv``,
+    ``.tsv``, ``.jsonl``, ``.parquet``), of COCO's or Karpathy's ``.json``, of Flickr30k's
+    ``.token``, of shards (``.tar``, ``.arrayrecord``) or of a folder; see docs/data.md."""
+    format: str | None = None
+    """What `source` is, where its name does not say so; see `data.sources.FORMATS`."""
     shapes: ShapesConfig = ShapesConfig()
+    splits: dict[str, str] = Field(default_factory=dict)
+    """Files of their own for other splits, ``{"validation": "val.csv"}``; `source` is then all for
+    training."""
+    mixture: dict[str, PartConfig] = Field(default_factory=dict)
+    """Several sources in place of `source`, by names of your own."""
+    mixture_temperature: PositiveFloat = 1.0
+    """A part without weight or epochs gives examples in proportion to its size to the power of
+    1 / temperature: 1 for sizes as they are, above it small sources gain."""
+    image_folder: str | None = None
+    """Folder that image paths are relative to; None: that of the source, or where its publishers
+    put it."""
     image_column: str = "image"
     caption_columns: tuple[str, ...] = ("caption",)
     """Columns of a table that hold captions, each cell one caption."""
+    class_caption: str = "a photo of a {}."
+    """What becomes of the name of a class in a source that has classes in place of captions."""
     group_column: str | None = None
     """Rows that share this value depict the same thing and are never each other's negative."""
     split_column: str | None = None
@@ -96,6 +127,9 @@ class DataConfig:
     """Captions are cut or padded to this many tokens."""
     threads: NonNegativeInt = 2
     """Threads that decode and augment; 0 works in the training loop's own thread."""
+    workers: NonNegativeInt = 0
+    """Processes that decode and augment, each with as many `threads`: for machines of many cores,
+    where the threads of one process wait for each other.  0: none but the trainer."""
     prefetch: PositiveInt = 4
     """Batches prepared ahead of the step."""
     feature_cache: str | None = None
@@ -107,3 +141,5 @@ class DataConfig:
     evaluation alone."""
     max_bad_share: Fraction = 0.2
     """The run stops when more than this share of a source's examples cannot be used."""
+    strict: bool = False
+    """Stop at the first example that cannot be used."""

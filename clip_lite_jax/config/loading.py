@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
 from clip_lite_jax.config.run import Config, validate
 from clip_lite_jax.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def config_path(path: str | Path) -> Path:
@@ -52,7 +54,7 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
             raise ConfigError(f"{file}: a config file defines get_config() -> Config")
         config = _call(module.get_config, variant, label)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{label}: {_explain(error)}") from error
+        raise ConfigError(f"{label}: {explain(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{label}: get_config() gave {type(config).__name__}, not Config")
     for name, value in (overrides or {}).items():
@@ -121,10 +123,10 @@ def _replace_field(config: Any, name: str, readings: list[Any], prefix: str) -> 
             return replace(config, **{name: reading})
         except pydantic.ValidationError as error:
             errors.append(error)
-    raise ConfigError(f"--config.{prefix}{name}={readings[-1]}: {_explain(errors[0])}")
+    raise ConfigError(f"--config.{prefix}{name}={readings[-1]}: {explain(errors[0])}")
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def explain(error: pydantic.ValidationError) -> str:
     """Pydantic's findings in one line: field, what is wrong, the value it got."""
     parts = []
     for item in error.errors(include_url=False):
@@ -166,12 +168,16 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`; unknown or ill-typed fields raise `ConfigError`."""
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The inverse of `to_dict`, of a `Config` or of a section of one.
+
+    Raises:
+      ConfigError: unknown or ill-typed fields.
+    """
     try:
-        return pydantic.TypeAdapter(Config).validate_python(dict(values))
+        return pydantic.TypeAdapter(kind).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error)) from error
 
 
 def describe(config: Any, depth: int = 0) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import image_ops
@@ -21,7 +20,7 @@ class ImageInput(Protocol):
         ...
 
     def open(self, source: Source, index: int) -> Any:
-        """What views of an example are made of; raises `BadImage`."""
+        """What views of an example are made of; raises `BadImage`, and so may the views."""
         ...
 
     def view(self, opened: Any) -> np.ndarray:
@@ -53,11 +52,16 @@ class Pixels:
     def blank(self) -> np.ndarray:
         return np.zeros((self.config.image_size, self.config.image_size, 3), np.uint8)
 
-    def open(self, source: Source, index: int) -> Image.Image:
-        return image_ops.decode(source[index].image)
+    def open(self, source: Source, index: int) -> image_ops.Opened:
+        return image_ops.Opened(source[index].image)
 
-    def view(self, opened: Image.Image) -> np.ndarray:
-        return image_ops.resize_and_crop(opened, self.config.image_size, self.config.resize)
+    def view(self, opened: image_ops.Opened) -> np.ndarray:
+        # Whole pictures, however large: the numbers of an evaluation depend on no shortcut.
+        return image_ops.resize_and_crop(
+            opened.decoded(), self.config.image_size, self.config.resize
+        )
 
-    def random_view(self, opened: Image.Image, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    def random_view(
+        self, opened: image_ops.Opened, rng: np.random.Generator
+    ) -> tuple[np.ndarray, bool]:
         return image_ops.augment(opened, self.config.image_size, self.config.augment, rng)

@@ -1,8 +1,9 @@
 """From examples to batches: deterministic in (seed, step), whatever the threads and processes.
 
-Order of operations: shuffle → drop the epoch's remainder → repeat → random map → batch.  Step s of
-process p then reads the contiguous rows ``[s B + p B / n, s B + (p + 1) B / n)``, so any number of
-processes n sees the same ordered global batches, and the position is a function of the step alone.
+Order of operations: shuffle → drop the epoch's remainder → repeat → random map → batch; of a
+mixture: shuffle and repeat each part → mix → random map → batch.  Step s of process p then reads
+the contiguous rows ``[s B + p B / n, s B + (p + 1) B / n)``, so any number of processes n sees the
+same ordered global batches, and the position is a function of the step alone.
 """
 
 import zlib
@@ -12,12 +13,14 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
-from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
+from clip_lite_jax.data.sources import IndependentPairs, Mixture, Source
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.models import Inputs
 
@@ -48,8 +51,7 @@ class TrainTransform(grain.transforms.RandomMap):
             opened = self.inputs.image.open(self.source, element)
             views = [self._view(opened, example.captions, rng) for _ in range(1 + self.second)]
             valid = True
-        except BadImage as error:
-            self.bad.add(example.id, str(error))
+        except BadImage:  # its reason is found again where it is listed: `report`
             views, valid = [(self.inputs.image.blank, [""])] * (1 + self.second), False
         inputs = [Inputs(image, *self._text(captions)) for image, captions in views]
         alike = (
@@ -66,6 +68,25 @@ class TrainTransform(grain.transforms.RandomMap):
             np.int32(element),
             inputs[1] if self.second else None,
         )
+
+    def report(self, index: int) -> None:
+        """Lists an example that could not be used; raises as `BadExamples.add` does.
+
+        The example may have been read in another process: it is read again, to see what is wrong.
+        """
+        id = self.source.metadata(index).id
+        if id in self.bad:
+            return
+        try:
+            self.inputs.image.view(self.inputs.image.open(self.source, index))
+            reason = "could not be read when it was needed"
+        except BadImage as error:
+            reason = str(error)
+        self.bad.add(id, reason)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that decode: the list of bad examples stays where it is."""
+        return self.__dict__ | {"bad": BadExamples()}
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
@@ -120,10 +141,7 @@ def train_batches(
         )
     rows = batch_size // parts // processes
     batches = (
-        grain.MapDataset.range(count)
-        .shuffle(seed)
-        .slice(slice(count - count % batch_size))
-        .repeat()
+        _order(transform.source, batch_size, seed)
         .seed(seed)
         .random_map(transform)
         .batch(rows, drop_remainder=True, batch_fn=stack)
@@ -131,11 +149,44 @@ def train_batches(
     )
     if parts > 1:
         batches = batches.batch(parts, batch_fn=stack)
-    threads = transform.config.threads
+    config = transform.config
     options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=transform.config.prefetch if threads else 0
+        num_threads=config.threads, prefetch_buffer_size=config.prefetch if config.threads else 0
     )
-    return iter(batches.to_iter_dataset(options))
+    ready = batches.to_iter_dataset(options)
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # grain's processes read theirs; we have none of absl's
+            flags.FLAGS.mark_as_parsed()
+        # Batches come back through shared memory, in the order of the steps.
+        ready = ready.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=config.workers,
+                per_worker_buffer_size=max(1, config.prefetch // config.workers),
+            )
+        )
+    return _reporting(iter(ready), transform)
+
+
+def _reporting(batches: Iterator[Batch], transform: TrainTransform) -> Iterator[Batch]:
+    for batch in batches:
+        for index in batch.index[~batch.valid]:
+            transform.report(int(index))
+        yield batch
+
+
+def _order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
+    """Indices of examples, without end: epochs in an order of their own, or a mixture's parts."""
+    if not isinstance(source, Mixture):
+        count = len(source)
+        order = grain.MapDataset.range(count).shuffle(seed)
+        return order.slice(slice(count - count % batch_size)).repeat()
+    # Parts take turns by their shares exactly; epochs of one end anywhere in those of another.
+    spans = zip(source.starts[:-1].tolist(), source.starts[1:].tolist(), strict=True)
+    parts = [
+        grain.MapDataset.range(start, stop).shuffle(seed + number).repeat()
+        for number, (start, stop) in enumerate(spans)
+    ]
+    return grain.MapDataset.mix(parts, source.shares)
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import ImageInput, TextInput
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.data.sources import BadExamples, Source
+from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import BadImage
 from clip_lite_jax.train_step import EncodeFns
 

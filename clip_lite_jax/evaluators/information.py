@@ -8,9 +8,10 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from clip_lite_jax.config import RetrievalConfig
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.pipeline import stable_hash
-from clip_lite_jax.data.sources import BadExamples, IndependentPairs, Source
+from clip_lite_jax.data.sources import IndependentPairs, Source
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.train_step import EncodeFns
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from clip_lite_jax.config import Config, RetrievalConfig
 from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
-from clip_lite_jax.data.sources import BadExamples, Source
+from clip_lite_jax.data.sources import Source
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, load_images
 from clip_lite_jax.train_step import EncodeFns
 

@@ -111,7 +111,7 @@ def _described(folder: Path) -> Own:
     try:
         words = stated["text"]["vocab_size"]
         _check_file(folder, "weights", WEIGHTS_FILE, stated["weights"]["sha256"])
-        config = from_dict(stated["config"])
+        config = from_dict(Config, stated["config"])
         tokenizer = _read_tokenizer(folder, stated["tokenizer"], config)
         data = config.data
         model = build_model(config.model, data.image_size, words, data.max_tokens, config.objective)

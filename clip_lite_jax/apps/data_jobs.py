@@ -1,0 +1,43 @@
+"""Work on pieces of a source, spread over processes that each open the source once."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import cache
+from typing import TypeVar
+
+from clip_lite_jax.config import DataConfig, from_dict
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.sources import Source, build_sources
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def as_text(data: DataConfig) -> str:
+    """A configuration that travels and can be compared."""
+    return json.dumps(asdict(data))
+
+
+def from_text(data: str) -> DataConfig:
+    return from_dict(DataConfig, json.loads(data))
+
+
+@cache
+def sources_of(data: str) -> dict[str, Source]:
+    """The splits of a source, built once in each process."""
+    return build_sources(from_text(data), BadExamples())
+
+
+def run_jobs(
+    work: Callable[[Job], Result], jobs: Sequence[Job], processes: int
+) -> Iterator[Result]:
+    """``work(job)`` of every job, in their order, by so many processes."""
+    if processes < 2 or len(jobs) < 2:
+        yield from map(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # not by forking: jax has threads
+    with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
+        yield from pool.map(work, jobs)

@@ -1,0 +1,27 @@
+"""Templates of pages: self-contained HTML about things that come from strangers."""
+
+from pathlib import Path
+
+import jinja2
+
+from clip_lite_jax.apps.report_tables import number, percent
+
+
+def environment() -> jinja2.Environment:
+    """Finds the templates beside this file; escapes everything, lets nothing undefined pass."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # captions, ids and file names come from strangers
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "duration": _duration}
+    return environment
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,63 @@
+"""Tables made from files once and kept: what random access needs to know beforehand."""
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from clip_lite_jax.files import cache_folder, replacing
+
+ALONE_BYTES = 2**28
+"""Less is read before another process has started."""
+
+
+def indices(
+    paths: Sequence[Path],
+    make: Callable[[Path], pa.Table],
+    version: Sequence[Any],
+    processes: int,
+) -> Iterator[pa.Table]:
+    """``make(path)`` of every file, from the cache if it was made before.
+
+    Args:
+      make: travels to other processes, so a function of a module, or a `partial` of one.
+      version: whatever `make` depends on besides the file, whose path, size and time count anyway.
+      processes: how many make tables at a time.
+    """
+    files = [_file(path, version) for path in paths]
+    new = [pair for pair in zip(paths, files, strict=True) if not pair[1].exists()]
+    job = partial(_make, make)
+    little = sum(path.stat().st_size for path, _ in new) < ALONE_BYTES
+    if processes < 2 or len(new) < 2 or little:
+        for pair in tqdm(new, "index", disable=little):
+            job(pair)
+    else:
+        # Not by forking: jax has threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(new)), context) as pool:
+            for _ in tqdm(pool.map(job, new), "index", len(new)):
+                pass
+    for file in files:
+        with pa.memory_map(str(file)) as source:
+            yield pa.ipc.open_file(source).read_all()
+
+
+def _make(make: Callable[[Path], pa.Table], pair: tuple[Path, Path]) -> None:
+    path, file = pair
+    table = make(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _file(path: Path, version: Sequence[Any]) -> Path:
+    status = path.stat()
+    known = (str(path.resolve()), status.st_size, status.st_mtime_ns, *version)
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    return cache_folder() / "index" / f"{name}.arrow"

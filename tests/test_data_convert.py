@@ -1,0 +1,201 @@
+"""``clip-lite data convert``: every example once, whatever interrupts it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fifty import FORMATS, UNSPLIT, fifty_pairs
+
+from clip_lite_jax.apps import data_convert
+from clip_lite_jax.apps.data_convert import Conversion, conversion_of, convert
+from clip_lite_jax.cli import main
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import Opened, decode
+from clip_lite_jax.data.sources import build_sources
+from clip_lite_jax.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> DataConfig:
+    (tmp_path / "source").mkdir()
+    return FORMATS["csv_rows"](tmp_path / "source", fifty_pairs())
+
+
+Row = tuple[str, str, tuple[str, ...], bytes]
+
+
+def everything(config: DataConfig) -> dict[str, list[Row]]:
+    found = {}
+    for split, source in build_sources(config, BadExamples()).items():
+        examples = (source[i] for i in range(len(source)))
+        found[split] = [(e.id, e.group, e.captions, e.image) for e in examples]
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_source_becomes_records(name: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    config = FORMATS[name](tmp_path / "source", fifty_pairs())
+    manifest = convert(conversion_of(config, tmp_path / "out", per_shard=7), processes=1)
+    assert everything(DataConfig(source=str(tmp_path / "out"))) == everything(config)
+    assert sum(split["examples"] for split in manifest["splits"].values()) == 50
+    if name not in UNSPLIT:
+        assert manifest["splits"]["train"]["shards"] == [7, 7, 7, 7, 2]
+    assert manifest["skipped"] == 0
+
+
+def test_a_data_set_that_tfds_reads(source: DataConfig, tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    out = tmp_path / "out"
+    convert(conversion_of(source, out, per_shard=20, format="tfds", name="fifty"), processes=1)
+    assert (out / "fifty-train.array_record-00001-of-00002").is_file()
+    builder = tfds.builder_from_directory(out)
+    assert builder.info.name == "fifty"
+    assert {name: s.num_examples for name, s in builder.info.splits.items()} == {
+        "train": 30,
+        "validation": 10,
+        "test": 10,
+    }
+    data = builder.as_data_source("train")
+    pair = fifty_pairs()[0]
+    assert data[0]["id"] == f"images/{pair.name}".encode()
+    assert [text.decode() for text in data[0]["captions"]] == list(pair.captions)
+    np.testing.assert_array_equal(data[0]["image"], np.asarray(decode(pair.image)))
+    ours = DataConfig(source=str(out), caption_columns=("captions",), group_column="group")
+    again = everything(ours)
+    for split, expected in everything(source).items():
+        assert [row[1:] for row in again[split]] == [row[1:] for row in expected]
+
+
+def test_larger_pictures_become_smaller(source: DataConfig, tmp_path: Path) -> None:
+    convert(conversion_of(source, tmp_path / "out", resize=40), processes=1)
+    found = everything(DataConfig(source=str(tmp_path / "out")))
+    for split, rows in everything(source).items():
+        for (*_, old), (*_, new) in zip(rows, found[split], strict=True):
+            side = min(Opened(old).size)
+            assert min(Opened(new).size) == min(side, 40)
+            assert (new == old) == (side <= 40)
+            before, after = (decode(data).resize((8, 8)) for data in (old, new))
+            difference = np.asarray(before, int) - np.asarray(after, int)
+            assert np.abs(difference).mean() < 8
+
+
+def test_what_cannot_be_used_is_left_out_and_listed(source: DataConfig, tmp_path: Path) -> None:
+    images = tmp_path / "source" / "images"
+    names = [pair.name for pair in fifty_pairs()]
+    (images / names[0]).write_bytes(b"nonsense")
+    (images / names[1]).write_bytes((images / names[1]).read_bytes()[:200])
+    (images / names[2]).unlink()
+    manifest = convert(conversion_of(source, tmp_path / "out"), processes=1)
+    assert manifest["splits"]["train"]["examples"] == 27
+    assert manifest["skipped"] == 4  # the row of a missing file has two captions, so two lines
+    lines = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    reasons = [json.loads(line)["reason"] for line in lines]
+    assert sum("no such file" in reason for reason in reasons) == 2
+    assert sum("cannot be decoded" in reason for reason in reasons) == 2
+    manifest = convert(conversion_of(source, tmp_path / "unchecked", check=False), processes=1)
+    assert manifest["splits"]["train"]["examples"] == 29
+
+
+def test_it_goes_on_where_it_was(
+    source: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversion = conversion_of(source, tmp_path / "out", per_shard=10)
+    jobs, _ = data_convert.plan(conversion)
+    for job in jobs[:3]:
+        data_convert.convert_shard(job)
+    jobs[1].note.unlink()  # killed between the shard and its note
+    before = jobs[0].path.stat().st_mtime_ns
+    done = []
+    run = data_convert.convert_shard
+    monkeypatch.setattr(data_convert, "convert_shard", lambda job: done.append(job) or run(job))
+    manifest = convert(conversion, processes=1)
+    assert done == [jobs[1], *jobs[3:]]
+    assert jobs[0].path.stat().st_mtime_ns == before
+    assert everything(DataConfig(source=str(tmp_path / "out"))) == everything(source)
+    assert convert(conversion, processes=1) == manifest
+    with pytest.raises(ConfigError, match="another conversion .*per_shard: 10 there, 11 now"):
+        convert(conversion_of(source, tmp_path / "out", per_shard=11), processes=1)
+    with pytest.raises(ConfigError, match=r"is not empty \(pairs.csv|images\)"):
+        convert(conversion_of(source, tmp_path / "source"), processes=1)
+    with pytest.raises(ConfigError, match="--format zip: choose from records, tfds"):
+        convert(conversion_of(source, tmp_path / "new", format="zip"), processes=1)
+
+
+def test_a_folder_with_missing_shards_is_refused(source: DataConfig, tmp_path: Path) -> None:
+    convert(conversion_of(source, tmp_path / "out", per_shard=10), processes=1)
+    (tmp_path / "out" / "train-00001-of-00003.arrayrecord").unlink()
+    with pytest.raises(DataError, match=r"2 of 3 shards train-\* are there; number 1 is missing"):
+        everything(DataConfig(source=str(tmp_path / "out")))
+
+
+def test_the_command_in_processes_killed_and_run_again(source: DataConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "clip_lite_jax.cli",
+        "data",
+        "convert",
+        source.source,
+        str(out),
+    ]
+    command += ["--per-shard", "1", "--processes", "2", "--config.data.split_column=split"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while len(list(out.glob("*.arrayrecord"))) < 5 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)  # its workers notice
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "train                          30       30" in done.stdout
+    assert everything(DataConfig(source=str(out))) == everything(source)
+    assert not list(out.glob("*.tmp"))
+
+
+def test_fields_of_the_command(
+    source: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "convert", source.source, str(tmp_path / "out")]
+    assert main([*command, "--config.optim.name=sgd"]) == 2
+    assert "only fields of data count here" in capsys.readouterr().err
+    assert main([*command, '--config.data.caption_columns=["text"]']) == 2
+    assert "no column 'text'" in capsys.readouterr().err
+    assert isinstance(conversion_of(source, tmp_path), Conversion)
+
+
+BEAM = Path(__file__).parent.parent / ".venv-beam" / "bin" / "python"
+
+
+@pytest.mark.skipif(not BEAM.exists(), reason="`make test` installs Apache Beam in .venv-beam")
+def test_a_beam_pipeline_writes_the_same(source: DataConfig, tmp_path: Path) -> None:
+    alone, out = tmp_path / "alone", tmp_path / "beam"
+    expected = convert(conversion_of(source, alone, per_shard=7), processes=1)
+    command = [str(BEAM), "-m", "clip_lite_jax.cli", "data", "convert", source.source, str(out)]
+    command += ["--per-shard=7", "--config.data.split_column=split"]
+    command += ["--beam=--runner=DirectRunner --direct_num_workers=2"]
+    subprocess.run(command, check=True, timeout=240)
+    for path in alone.glob("*.arrayrecord"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert json.loads((out / "manifest.json").read_text()) == expected
+    (out / "train-00002-of-00005.arrayrecord").unlink()
+    subprocess.run(command, check=True, timeout=240)
+    assert everything(DataConfig(source=str(out))) == everything(source)
+
+
+def test_beam_that_is_not_installed(source: DataConfig, tmp_path: Path) -> None:
+    command = ["data", "convert", source.source, str(tmp_path / "out"), "--beam="]
+    assert main(command) == 2
