@@ -104,9 +104,9 @@ def test_everything_that_was_planted(source: DataConfig, tmp_path: Path) -> None
     assert found["captions"]["scripts"].keys() == {"latin", "cyrillic"}
     text = table_of(found, cores=2)
     for words in (
-        "1 pictures of test are in train too",
-        "4 examples cannot",
-        "3 pictures are copies",
+        "pictures of test that are in train too: 1;",
+        "examples that cannot be used: 4 (8.2%)",
+        "copies of others, byte for byte: 3;",
     ):
         assert words in text
     page = write_page(found, sources, tmp_path / "out", cores=2).read_text()
