@@ -22,9 +22,15 @@ def read_annotations(config: DataConfig) -> Found:
     """
     path = Path(config.source)
     content = read_json(path)
-    images = _items(path, content, "images")
+    images = items_of(path, content, "images")
     if "annotations" in content:
-        return _coco(path, images, _items(path, content, "annotations"), config)
+        first = (items_of(path, content, "annotations") or [{}])[0]
+        if "category_id" in first and "caption" not in first:
+            raise DataError(
+                f"{path} has categories, not captions: data.format='inaturalist' reads a set of "
+                "classes"
+            )
+        return _coco(path, images, items_of(path, content, "annotations"), config)
     if images and "sentences" in images[0]:
         return _karpathy(path, images, config)
     raise DataError(
@@ -39,7 +45,7 @@ def _coco(path: Path, images: Items, annotations: Items, config: DataConfig) -> 
     The split is the one in the file's name, if there is one.  Format: cocodataset.org, "Caption
     annotations".
     """
-    names = {image.get("id"): _text(path, image, "file_name") for image in images}
+    names = {image.get("id"): text_of(path, image, "file_name") for image in images}
     captions: dict[Any, list[str]] = {id: [] for id in names}
     strays = []
     for annotation in annotations:
@@ -47,7 +53,7 @@ def _coco(path: Path, images: Items, annotations: Items, config: DataConfig) -> 
         if texts is None:
             strays.append(f"annotation {annotation.get('id')}")
         else:
-            texts.append(_text(path, annotation, "caption"))
+            texts.append(text_of(path, annotation, "caption"))
     stem = path.stem.removeprefix("captions_")  # train2017
     folder = image_folder(config, path, [path.parent.parent / stem], names.values())
     splits = [split_in(stem)] * len(names)
@@ -63,10 +69,10 @@ def _karpathy(path: Path, images: Items, config: DataConfig) -> Found:
     """
     names, captions, splits = [], [], []
     for image in images:
-        filepath, name = image.get("filepath") or "", _text(path, image, "filename")
+        filepath, name = image.get("filepath") or "", text_of(path, image, "filename")
         names.append(f"{filepath}/{name}" if filepath else name)
-        captions.append([_text(path, s, "raw") for s in _items(path, image, "sentences")])
-        split = _text(path, image, "split")
+        captions.append([text_of(path, s, "raw") for s in items_of(path, image, "sentences")])
+        split = text_of(path, image, "split")
         splits.append("train" if split == "restval" else split)
     near = [path.parent, *(path.parent / name for name in ("flickr30k-images", "images"))]
     return _found(path, image_folder(config, path, near, names), names, captions, splits)
@@ -168,14 +174,14 @@ def _found(
     )
 
 
-def _items(path: Path, content: Any, key: str) -> Items:
+def items_of(path: Path, content: Any, key: str) -> Items:
     items = content.get(key) if isinstance(content, dict) else None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(f"{path}: {key!r} is no list of objects")
     return items
 
 
-def _text(path: Path, item: Mapping[str, Any], key: str) -> str:
+def text_of(path: Path, item: Mapping[str, Any], key: str) -> str:
     value = item.get(key)
     if not isinstance(value, str):
         raise DataError(f"{path}: {key!r} of {str(item)[:80]} is no text")

@@ -15,7 +15,16 @@ import numpy as np
 import pydantic
 
 from clip_lite_jax.config import DataConfig, explain
-from clip_lite_jax.data import annotations, folders, parquet, record_files, shapes, shards, tables
+from clip_lite_jax.data import (
+    annotations,
+    folders,
+    labelled,
+    parquet,
+    record_files,
+    shapes,
+    shards,
+    tables,
+)
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.pairs import Found, Pairs, RecordImages, build_pairs
 from clip_lite_jax.data.records import Example, RecordSource
@@ -225,13 +234,18 @@ def read_shapes(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
 
 FORMATS: dict[str, Callable[[DataConfig], Found]] = {
     "annotations": annotations.read_annotations,
+    "cifar": labelled.read_cifar,
     "flickr30k": annotations.read_flickr30k,
     "folder": folders.read_folder,
+    "idx": labelled.read_idx,
     "image_folder": folders.read_image_folder,
+    "imagenet": labelled.read_imagenet,
+    "inaturalist": labelled.read_inaturalist,
     "parquet": parquet.read_parquet,
     "records": record_files.read_records,
     "table": tables.read_table,
     "tfds": record_files.read_tfds,
+    "voc": labelled.read_voc,
     "webdataset": shards.read_shards,
 }
 """Readers of files, by the name of their format."""
@@ -269,10 +283,22 @@ def format_of(config: DataConfig) -> str:
     )
 
 
+TELLING = {
+    "dataset_info.json": "tfds",
+    "batches.meta.txt": "cifar",
+    "fine_label_names.txt": "cifar",
+    "train-images-idx3-ubyte*": "idx",
+    labelled.SYNSETS: "imagenet",
+    "JPEGImages": "voc",
+}
+"""What a folder of a format holds that others do not."""
+
+
 def _format_of_folder(path: Path) -> str:
-    """Shards, or pictures: with texts beside them, or in folders of classes."""
-    if (path / "dataset_info.json").is_file():
-        return "tfds"
+    """Shards, a published set, or pictures: with texts beside them, or in folders of classes."""
+    for name, format in TELLING.items():
+        if next(path.glob(name), None):
+            return format
     for ending in (".tar", ".arrayrecord", ".parquet"):
         if next(path.glob(f"*{ending}"), None):
             return ENDINGS[ending]
