@@ -99,6 +99,18 @@ def _add_data(data: argparse.ArgumentParser) -> None:
         "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
     )
     check.set_defaults(call=_check)
+    splits = commands.add_parser(
+        "splits",
+        help="whether training on one source and testing on another leaks",
+        epilog=any_field,
+    )
+    splits.add_argument("train", help="source whose training split counts")
+    splits.add_argument("test", help="source whose other splits count")
+    splits.add_argument("--allow-leaks", action="store_true", help="say so, but do not fail")
+    splits.add_argument(
+        "--write-clean", type=Path, metavar="FILE.jsonl", help="write what does not leak"
+    )
+    splits.set_defaults(call=_data_splits)
     convert = commands.add_parser(
         "convert", help="write a source as ArrayRecord files", epilog=any_field
     )
@@ -204,6 +216,19 @@ def _check(known: argparse.Namespace, rest: Sequence[str]) -> None:
     cores = os.cpu_count() or 1
     print(table_of(found, cores))
     print(f"written: {write_page(found, sources, known.out, cores)}")
+
+
+def _data_splits(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from clip_lite_jax.apps.data_splits import compare, describe, write_clean
+    from clip_lite_jax.errors import DataError
+
+    train, test = (_data_config(source, rest) for source in (known.train, known.test))
+    ours, theirs, leaks = compare(train, test)
+    if known.write_clean is not None:
+        print(write_clean(known.write_clean, ours, theirs))
+    elif leaks and not known.allow_leaks:
+        raise DataError(f"{describe(leaks, ours)}: --write-clean=FILE.jsonl leaves them out")
+    print(describe(leaks, ours))
 
 
 def _convert(known: argparse.Namespace, rest: Sequence[str]) -> None:

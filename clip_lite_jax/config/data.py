@@ -84,6 +84,8 @@ class DataConfig:
     splits: dict[str, str] = Field(default_factory=dict)
     """Files of their own for other splits, ``{"validation": "val.csv"}``; `source` is then all for
     training."""
+    allow_leaks: bool = False
+    """Train on pictures that are in another file's split or another part's, too."""
     mixture: dict[str, PartConfig] = Field(default_factory=dict)
     """Several sources in place of `source`, by names of your own."""
     mixture_temperature: PositiveFloat = 1.0

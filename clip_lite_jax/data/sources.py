@@ -26,6 +26,7 @@ from clip_lite_jax.data import (
     tables,
 )
 from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.leaks import leaks_into_training
 from clip_lite_jax.data.pairs import Found, Pairs, RecordImages, build_pairs
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import Rows, texts
@@ -90,14 +91,30 @@ def _update(digest: Any, source: Source) -> None:
         rows.update(digest, np.arange(len(rows)))
 
 
-def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
+def build_sources(config: DataConfig, bad: BadExamples, training: bool = True) -> dict[str, Source]:
     """The splits of the source that `config` names; unusable examples are added to `bad`.
 
     Raises:
-      DataError: an unknown source, or a file that does not hold what it should.
+      DataError: an unknown source, or a file that does not hold what it should; for `training`
+        also nothing to train on, or pictures that other splits hold, too.
     """
-    if config.mixture:
-        return _mixed(config, bad)
+    splits = _mixed(config, bad) if config.mixture else _splits(config, bad)
+    if not training:
+        return splits
+    if not len(splits.get("train", ())):
+        named = "data.mixture" if config.mixture else f"data.source={config.source!r}"
+        raise DataError(f"{named} holds nothing to train on")
+    # Within one source no picture is in two splits.
+    several = config.splits or config.mixture
+    if several and not config.allow_leaks and (leaks := leaks_into_training(splits)):
+        raise DataError(
+            f"{'; '.join(map(str, leaks))}: what is measured there would be too good. `clip-lite "
+            "data splits` writes training data without them; data.allow_leaks=True takes them"
+        )
+    return splits
+
+
+def _splits(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     if config.source in SOURCES:
         splits = SOURCES[config.source](config, bad)
     else:
@@ -107,9 +124,7 @@ def build_sources(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
         if split in splits:
             raise DataError(f"data.splits names {split!r}, which data.source={config.source!r} is")
         splits |= build_pairs(_read(replace(config, source=path)), config, bad, split)
-    if not len(splits.get("train", ())):
-        raise DataError(f"data.source={config.source!r} holds nothing to train on")
-    if config.train_share < 1:
+    if config.train_share < 1 and "train" in splits:
         splits["train"] = _share_of(splits["train"], config.train_share)
     return splits
 
@@ -130,7 +145,7 @@ def _mixed(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
             own = replace(config, mixture={}, source=part.source, **part.fields)
         except pydantic.ValidationError as error:
             raise DataError(f"data.mixture.{name}.fields: {explain(error)}") from error
-        parts[name] = build_sources(own, bad)
+        parts[name] = build_sources(own, bad, training=False)
     mixed: dict[str, Source] = {}
     for split in dict.fromkeys(split for splits in parts.values() for split in splits):
         sources = {name: splits[split] for name, splits in parts.items() if split in splits}
