@@ -61,7 +61,7 @@ def read(config: dict[str, object], processes: int, start: int, steps: int) -> l
     finished = [process.communicate(timeout=180) for process in running]
     for process, (_, errors) in zip(running, finished, strict=True):
         assert process.returncode == 0, errors[-3000:]
-    return [json.loads(line) for line in finished[0][0].splitlines() if line.startswith("[")]
+    return [json.loads(line) for line in finished[0][0].splitlines() if line.startswith("[[")]
 
 
 @pytest.fixture(scope="module")
