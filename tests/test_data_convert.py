@@ -1,6 +1,7 @@
 """``clip-lite data convert``: every example once, whatever interrupts it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -159,11 +160,23 @@ def test_the_command_in_processes_killed_and_run_again(source: DataConfig, tmp_p
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)  # its workers notice
+    wait_for_the_end_of(process.pid)
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "train                          30       30" in done.stdout
     assert everything(DataConfig(source=str(out))) == everything(source)
     assert not list(out.glob("*.tmp"))
+
+
+def wait_for_the_end_of(group: int, seconds: float = 60) -> None:
+    """Waits until no process of a group is left: the workers of one that was killed end, too."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("processes outlive the one that started them")
 
 
 def test_fields_of_the_command(

@@ -1,9 +1,7 @@
 """Work on pieces of a source, spread over processes that each open the source once."""
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import cache
 from typing import TypeVar
@@ -11,6 +9,7 @@ from typing import TypeVar
 from clip_lite_jax.config import DataConfig, from_dict
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import Source, build_sources
+from clip_lite_jax.processes import process_pool
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -38,6 +37,5 @@ def run_jobs(
     if processes < 2 or len(jobs) < 2:
         yield from map(work, jobs)
         return
-    context = multiprocessing.get_context("spawn")  # not by forking: jax has threads
-    with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
+    with process_pool(min(processes, len(jobs))) as pool:
         yield from pool.map(work, jobs)

@@ -1,9 +1,7 @@
 """Tables made from files once and kept: what random access needs to know beforehand."""
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from clip_lite_jax.files import cache_folder, replacing
+from clip_lite_jax.processes import process_pool
 
 ALONE_BYTES = 2**28
 """Less is read before another process has started."""
@@ -38,9 +37,7 @@ def indices(
         for pair in tqdm(new, "index", disable=little):
             job(pair)
     else:
-        # Not by forking: jax has threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(new)), context) as pool:
+        with process_pool(min(processes, len(new))) as pool:
             for _ in tqdm(pool.map(job, new), "index", len(new)):
                 pass
     for file in files:

@@ -1,0 +1,27 @@
+"""Processes of our own on this machine."""
+
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
+
+
+def process_pool(processes: int) -> ProcessPoolExecutor:
+    """Processes that work for this one, and end with it, even where it is killed.
+
+    They are not forked, because jax has threads; what they are given travels by pickling.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)  # the pool's own queue never tells: every worker holds both of its ends
+
+    threading.Thread(target=watch, daemon=True).start()
