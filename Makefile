@@ -41,7 +41,7 @@ test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed .venv-
 	$(BIN)/python -m pytest -n 2
 
 test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## what takes too long for every change
-	$(BIN)/python -m pytest -n 2 tests/long
+	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

@@ -5,6 +5,7 @@ Each example is a good file with some of its bytes changed, cut out or repeated.
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from functools import cache
@@ -27,11 +28,14 @@ from clip_lite_jax.errors import BadImage, DataError
 
 Change = Callable[[bytes], bytes]
 
+# `make test-long` tries more of them, others each time.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "120"))
+
 # Files are written over and over in one folder: an example depends on nothing that another left.
 bounded = settings(
-    max_examples=120,
+    max_examples=EXAMPLES,
     deadline=None,
-    derandomize=True,
+    derandomize=EXAMPLES <= 120,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

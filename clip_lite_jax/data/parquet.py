@@ -92,7 +92,8 @@ class ParquetImages:
                 starts = self._group_starts(owner)
                 group = int(np.searchsorted(starts, number, side="right")) - 1
                 value = self._group(owner, group)[number - int(starts[group])].as_py()
-        except (pa.ArrowException, OSError) as error:
+        # IndexError: a damaged file, whose parts speak of different numbers of rows.
+        except (pa.ArrowException, OSError, IndexError) as error:
             raise BadImage(f"{self.paths[owner]} cannot be read: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
