@@ -36,6 +36,7 @@ def read_parquet(config: DataConfig) -> Found:
             with pq.ParquetFile(path) as file:
                 check_names(path, config, file.schema_arrow.names)
                 table = file.read(columns=_columns(file.schema_arrow, config))
+                table.validate(full=True)  # texts are UTF-8, lists within their bounds
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is no Parquet file that can be read: {error}") from error
         tables.append(_plain(path, table, config))
@@ -92,8 +93,9 @@ class ParquetImages:
                 starts = self._group_starts(owner)
                 group = int(np.searchsorted(starts, number, side="right")) - 1
                 value = self._group(owner, group)[number - int(starts[group])].as_py()
-        # IndexError: a damaged file, whose parts speak of different numbers of rows.
-        except (pa.ArrowException, OSError, IndexError) as error:
+        # IndexError: a damaged file, whose parts speak of different numbers of rows.  ValueError:
+        # names that are no UTF-8.
+        except (pa.ArrowException, OSError, IndexError, ValueError) as error:
             raise BadImage(f"{self.paths[owner]} cannot be read: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
