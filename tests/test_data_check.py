@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fifty import FORMATS, fifty_pairs
+from fifty import FORMATS, coco, fifty_pairs
 
 from clip_lite_jax.apps import data_check
 from clip_lite_jax.apps.data_check import check
@@ -177,3 +177,11 @@ def test_problems_of_texts() -> None:
         "",
         "",
     ]
+
+
+def test_a_source_that_only_validates(tmp_path: Path) -> None:
+    config = replace(coco(tmp_path, fifty_pairs())["val"], vocab_size=100)
+    found = found_in(config, tmp_path / "out")
+    assert {split: known["usable"] for split, known in found["splits"].items()} == {
+        "validation": 20
+    }

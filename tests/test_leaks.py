@@ -1,11 +1,12 @@
 """Pictures in training and in what it is judged by are found by COCO's numbers."""
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fifty import coco, fifty_pairs, karpathy_coco, write_images
+from fifty import add, coco, fifty_pairs, karpathy_coco, write_images
 
 from clip_lite_jax.cli import main
 from clip_lite_jax.config import DataConfig, PartConfig
@@ -91,3 +92,29 @@ def test_coco_2014_keeps_its_splits_apart(tmp_path: Path) -> None:
 
 def test_sources_that_cannot_be_compared(train2017: DataConfig, karpathy: DataConfig) -> None:
     assert main(["data", "splits", karpathy.source, train2017.source]) == 2
+
+
+def test_equal_names_in_other_places_are_other_pictures(tmp_path: Path) -> None:
+    tables, tars = {}, {}
+    for name in ("train", "val"):
+        root = tmp_path / name
+        root.mkdir()
+        write_images(root, fifty_pairs()[:3])
+        rows = "".join(f"{pair.name},a thing\n" for pair in fifty_pairs()[:3])
+        (root / "pairs.csv").write_text(f"image,caption\n{rows}")
+        tables[name] = str(root / "pairs.csv")
+        with tarfile.open(root / "00000.tar", "w") as tar:
+            add(tar, "0.jpg", fifty_pairs()[0].image)
+            add(tar, "0.txt", b"a thing")
+        tars[name] = str(root / "00000.tar")
+    for paths in (tables, tars):
+        found = build_sources(
+            DataConfig(source=paths["train"], splits={"validation": paths["val"]}), BadExamples()
+        )
+        assert len(found["validation"]) == len(found["train"])
+    # The same files through another table are the same pictures.
+    other = tmp_path / "train" / "again.csv"
+    other.write_text((tmp_path / "train" / "pairs.csv").read_text())
+    config = DataConfig(source=tables["train"], splits={"validation": str(other)})
+    with pytest.raises(DataError, match="3 of the 3 pictures of validation are in train"):
+        build_sources(config, BadExamples())

@@ -76,7 +76,7 @@ def check(
     skipped = folder / SKIPPED_FILE
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
-    sources = build_sources(data, bad)
+    sources = build_sources(data, bad, training=False)
     # Of other data other pieces: what was seen of these is seen again only if it changed.
     pieces_folder = folder / PIECES / fingerprint(sources)
     pieces_folder.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
     skipped = folder / SKIPPED_FILE
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
-    sources = build_sources(from_text(conversion.data), bad)
+    sources = build_sources(from_text(conversion.data), bad, training=False)
     _check_folder(conversion, fingerprint(sources))
     jobs = []
     for split, source in sorted(sources.items()):

@@ -27,7 +27,7 @@ def from_text(data: str) -> DataConfig:
 @cache
 def sources_of(data: str) -> dict[str, Source]:
     """The splits of a source, built once in each process."""
-    return build_sources(from_text(data), BadExamples())
+    return build_sources(from_text(data), BadExamples(), training=False)
 
 
 def run_jobs(

@@ -38,7 +38,7 @@ def write_clean(path: Path, ours: Mapping[str, Source], theirs: Mapping[str, Sou
     if not (isinstance(train, Pairs) and isinstance(train.images, FileImages)):
         raise DataError("only sources whose images are files can be written as a table of them")
     judged = [source for split, source in theirs.items() if split != "train"]
-    leaking = set().union(*(keys_of(source).to_pylist() for source in judged))
+    leaking = set().union(*(keys_of(source).to_pylist() for source in judged)) - {None}
     own = keys_of(train).to_pylist()
     kept = [index for index in range(len(train)) if own[index] not in leaking]
     lines = []

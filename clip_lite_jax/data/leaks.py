@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_lite_jax.data.pairs import Pairs
+from clip_lite_jax.data.pairs import FileImages, Pairs
 from clip_lite_jax.data.rows import TEXT, array
 
 COCO_NUMBER = r"(?:^|[/_])(?P<number>\d{12})\.jpg$"
@@ -50,26 +50,24 @@ def leaks_into_training(sources: Mapping[str, object]) -> list[Leak]:
 
 
 def leak_between(split: str, source: object, other: str, known: object) -> Leak | None:
-    """The pictures of `source` that are also in `known`, by COCO's numbers or by equal ids.
-
-    Sources that are not `Pairs`, or mixtures of them, share nothing.
-    """
-    ids = _all_ids(source)
-    shared = np.flatnonzero(np.asarray(pc.is_in(_keys(ids), keys_of(known))))
+    """The pictures of `source` that are also in `known`; see `keys_of`."""
+    shared = np.flatnonzero(np.asarray(pc.is_in(keys_of(source), keys_of(known), skip_nulls=True)))
     if not len(shared):
         return None
-    first = ids.take(pa.array(shared[:SHOWN])).to_pylist()
-    return Leak(split, other, len(shared), len(ids), first)
+    every = pa.concat_arrays(
+        [part.rows.ids.take(pa.array(part.indices)) for part in _parts(source)]
+    )
+    first = every.take(pa.array(shared[:SHOWN])).to_pylist()
+    return Leak(split, other, len(shared), len(every), first)
 
 
 def keys_of(source: object) -> pa.Array:
-    """What tells the pictures of a source apart, in its order: COCO's numbers, or ids."""
-    return _keys(_all_ids(source))
+    """What tells the pictures of a source apart wherever they are, in its order.
 
-
-def _all_ids(source: object) -> pa.Array:
-    found = [part.rows.ids.take(pa.array(part.indices)) for part in _parts(source)]
-    return pa.concat_arrays(found) if found else array([], TEXT)
+    COCO's numbers, or the paths of files; null for other pictures, and nothing for sources that are
+    neither `Pairs` nor mixtures of them.
+    """
+    return pa.concat_arrays([array([], TEXT), *map(_keys, _parts(source))])
 
 
 def _parts(source: object) -> Iterator[Pairs]:
@@ -79,7 +77,15 @@ def _parts(source: object) -> Iterator[Pairs]:
         yield from _parts(part)
 
 
-def _keys(ids: pa.Array) -> pa.Array:
-    """COCO's number where there is one, else the id."""
+def _keys(pairs: Pairs) -> pa.Array:
+    chosen = pa.array(pairs.indices)
+    ids = pairs.rows.ids.take(chosen)
     number = pc.extract_regex(ids, COCO_NUMBER).field("number")
-    return pc.if_else(pc.greater(pc.fill_null(pc.binary_length(number), 0), 0), number, ids)
+    numbered = pc.greater(pc.fill_null(pc.binary_length(number), 0), 0)
+    paths = pa.nulls(len(ids), TEXT)
+    if isinstance(pairs.images, FileImages):
+        # Equal names in two folders are two pictures.
+        root = pa.scalar(str(pairs.images.root.resolve()), TEXT)
+        names = pairs.images.paths.take(chosen)
+        paths = pc.binary_join_element_wise(root, names, pa.scalar("/", TEXT))
+    return pc.if_else(numbered, number, paths)
