@@ -199,3 +199,8 @@ def test_a_mixture_on_the_command_line(tables: dict[str, Path]) -> None:
     config = load_config("quickstart.py", {"data.mixture": json.dumps(parts)})
     assert config.data.mixture["a"].source == str(tables["small"])
     assert len(build_sources(config.data, BadExamples())["train"]) > 5
+
+
+def test_the_names_of_all_sources(tables: dict[str, Path]) -> None:
+    assert DataConfig(source="x.csv").sources == ("x.csv",)
+    assert mixture(tables, WEIGHTS).sources == tuple(map(str, tables.values()))

@@ -145,3 +145,8 @@ class DataConfig:
     """The run stops when more than this share of a source's examples cannot be used."""
     strict: bool = False
     """Stop at the first example that cannot be used."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source`, or those of a mixture's parts."""
+        return tuple(part.source for part in self.mixture.values()) or (self.source,)
