@@ -42,6 +42,13 @@ from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train import train
 
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the person who runs it has cached."""
+    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
+
+
 COLOURS = ("red", "green", "blue", "black", "orange", "purple", "brown", "pink")
 SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
 

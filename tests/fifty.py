@@ -297,5 +297,13 @@ FORMATS: dict[str, Callable[[Path, list[Pair]], DataConfig]] = {
         tfds_folder,
     )
 }
+
+
+def written(name: str, folder: Path) -> DataConfig:
+    """The fifty pairs in one of the formats, in a new folder."""
+    folder.mkdir()
+    return FORMATS[name](folder, fifty_pairs())
+
+
 UNSPLIT = ("flickr_token", "folder")
 """Formats that say nothing of splits."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fifty import FORMATS, coco, fifty_pairs
+from fifty import coco, fifty_pairs, written
 
 from clip_lite_jax.apps import data_check
 from clip_lite_jax.apps.data_check import check
@@ -16,16 +16,9 @@ from clip_lite_jax.cli import main
 from clip_lite_jax.config import DataConfig
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> DataConfig:
-    (tmp_path / "source").mkdir()
-    config = FORMATS["csv_rows"](tmp_path / "source", fifty_pairs())
-    return replace(config, vocab_size=100)
+    return replace(written("csv_rows", tmp_path / "source"), vocab_size=100)
 
 
 def found_in(config: DataConfig, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fifty import FORMATS, UNSPLIT, fifty_pairs
+from fifty import FORMATS, UNSPLIT, fifty_pairs, written
 
 from clip_lite_jax.apps import data_convert
 from clip_lite_jax.apps.data_convert import Conversion, conversion_of, convert
@@ -22,15 +22,9 @@ from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> DataConfig:
-    (tmp_path / "source").mkdir()
-    return FORMATS["csv_rows"](tmp_path / "source", fifty_pairs())
+    return written("csv_rows", tmp_path / "source")
 
 
 Row = tuple[str, str, tuple[str, ...], bytes]
@@ -46,8 +40,7 @@ def everything(config: DataConfig) -> dict[str, list[Row]]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_source_becomes_records(name: str, tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    config = FORMATS[name](tmp_path / "source", fifty_pairs())
+    config = written(name, tmp_path / "source")
     manifest = convert(conversion_of(config, tmp_path / "out", per_shard=7), processes=1)
     assert everything(DataConfig(source=str(tmp_path / "out"))) == everything(config)
     assert sum(split["examples"] for split in manifest["splits"].values()) == 50

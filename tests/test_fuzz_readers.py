@@ -114,8 +114,7 @@ NAMES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path: Path) -> Path:
     for name in NAMES:
         (tmp_path / name).write_bytes(jpeg())
     return tmp_path

@@ -31,11 +31,6 @@ def fifty() -> list[Pair]:
     return fifty_pairs()
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
-
-
 OTHER_NAME = {"val": "validation"}
 
 

@@ -24,13 +24,14 @@ def read_annotations(config: DataConfig) -> Found:
     content = read_json(path)
     images = items_of(path, content, "images")
     if "annotations" in content:
-        first = (items_of(path, content, "annotations") or [{}])[0]
+        annotations = items_of(path, content, "annotations")
+        first = annotations[0] if annotations else {}
         if "category_id" in first and "caption" not in first:
             raise DataError(
                 f"{path} has categories, not captions: data.format='inaturalist' reads a set of "
                 "classes"
             )
-        return _coco(path, images, items_of(path, content, "annotations"), config)
+        return _coco(path, images, annotations, config)
     if images and "sentences" in images[0]:
         return _karpathy(path, images, config)
     raise DataError(

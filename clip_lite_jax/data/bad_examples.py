@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.files import read_json_lines
@@ -27,12 +26,6 @@ class BadExamples:
         self._reasons: dict[str, str] = {}
         if path is not None and path.exists():
             self._reasons = {item["id"]: item["reason"] for item in read_json_lines(path)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self._reasons)

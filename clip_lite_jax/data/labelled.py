@@ -21,7 +21,7 @@ from PIL import Image
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.annotations import image_folder, items_of, read_json, text_of
 from clip_lite_jax.data.folders import pictures
-from clip_lite_jax.data.pairs import FileImages, Found
+from clip_lite_jax.data.pairs import FileImages, Found, Images
 from clip_lite_jax.data.rows import ATTRIBUTES, TEXT, array
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import DataError
@@ -45,7 +45,7 @@ FASHION = (
 
 
 @dataclass(frozen=True)
-class ArrayImages:
+class ArrayImages(Images):
     """Pictures in an array, uint8 ``[N, H, W]`` or ``[N, H, W, 3]``, read as PNG files."""
 
     pixels: np.ndarray
@@ -57,9 +57,6 @@ class ArrayImages:
         picture = Image.fromarray(self.pixels[self.places[index]])
         picture.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
-
-    def missing(self) -> dict[int, str]:
-        return {}
 
     def take(self, indices: np.ndarray) -> "ArrayImages":
         return ArrayImages(self.pixels, self.places[indices])

@@ -36,7 +36,7 @@ class Images(Protocol):
 
     def missing(self) -> dict[int, str]:
         """Rows that are known to have no image, with the reason."""
-        ...
+        return {}
 
     def take(self, indices: np.ndarray) -> Images:
         """Those of some rows."""
@@ -69,7 +69,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class FileImages:
+class FileImages(Images):
     """Images in files below one folder."""
 
     root: Path
@@ -107,7 +107,7 @@ _SUSPICIOUS = r"^$|^[/\\]|\.\.|:|\x00"
 
 
 @dataclass(frozen=True)
-class RecordImages:
+class RecordImages(Images):
     """Images in records of our own format."""
 
     files: tuple[RecordSource, ...]
@@ -121,9 +121,6 @@ class RecordImages:
             return self.files[self.owner[index]][int(self.number[index])].image
         except ValueError as error:
             raise BadImage(str(error)) from error
-
-    def missing(self) -> dict[int, str]:
-        return {}
 
     def take(self, indices: np.ndarray) -> RecordImages:
         return RecordImages(self.files, self.owner[indices], self.number[indices])

@@ -15,7 +15,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.pairs import MAX_BYTES, FileImages, Found, Images
 from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
-from clip_lite_jax.data.splits import split_in
+from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.data.tables import check_names, needed
 from clip_lite_jax.errors import BadImage, DataError
 
@@ -62,13 +62,13 @@ def read_parquet(config: DataConfig) -> Found:
         ids = array([place(row).replace(", row ", "/") for row in range(len(owner))], TEXT)
         images = ParquetImages(tuple(map(str, paths)), config.image_column, owner, number)
     splits = column(config.split_column)
-    if splits is None and any(stated := [split_in(path.name) for path in paths]):
-        splits = array(stated, TEXT).take(pa.array(owner))
+    if splits is None:
+        splits = splits_of_files([path.name for path in paths], owner)
     captions = [column(name, table.schema.field(name).type) for name in config.caption_columns]
     return Found(config.source, images, ids, captions, column(config.group_column), splits, place)
 
 
-class ParquetImages:
+class ParquetImages(Images):
     """Images in a column of Parquet files, which are read a row group at a time.
 
     The last few row groups stay in memory: good for reading in order.  In random order every image
@@ -103,9 +103,6 @@ class ParquetImages:
         if len(data) > MAX_BYTES:
             raise BadImage(f"{len(data):,} bytes, over {MAX_BYTES:,}")
         return bytes(data)
-
-    def missing(self) -> dict[int, str]:
-        return {}
 
     def take(self, indices: np.ndarray) -> "ParquetImages":
         return ParquetImages(self.paths, self.column, self.owner[indices], self.number[indices])

@@ -86,7 +86,7 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that decode: the list of bad examples stays where it is."""
-        return self.__dict__ | {"bad": BadExamples()}
+        return self.__dict__ | {"bad": None}
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.index import indices
-from clip_lite_jax.data.pairs import Found, RecordImages
+from clip_lite_jax.data.pairs import Found, Images, RecordImages
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import TEXT, Rows, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
-from clip_lite_jax.data.splits import split_in
+from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError
 
 TFDS = "tfds:"
@@ -39,8 +39,8 @@ def read_records(config: DataConfig) -> Found:
     number = np.concatenate([np.arange(len(table)) for table in tables])
     images = RecordImages(tuple(map(RecordSource, paths)), owner, number)
     found = _of_index(config.source, pa.concat_tables(tables), images)
-    if found.splits is None and any(stated := [split_in(path.name) for path in paths]):
-        found = replace(found, splits=array(stated, TEXT).take(pa.array(owner)))
+    if found.splits is None:
+        found = replace(found, splits=splits_of_files([path.name for path in paths], owner))
     return replace(found, place=lambda row: f"{paths[owner[row]].name}, record {number[row]}")
 
 
@@ -122,7 +122,7 @@ def read_tfds(config: DataConfig) -> Found:
     return _of_index(config.source, table, images)
 
 
-class TfdsImages:
+class TfdsImages(Images):
     """Encoded images of a prepared data set."""
 
     def __init__(
@@ -150,9 +150,6 @@ class TfdsImages:
         # A damaged record fails anywhere between ArrayRecord, protocol buffers and NumPy.
         except Exception as error:
             raise BadImage(f"{self.folder}, {split} {self.number[index]}: {error}") from error
-
-    def missing(self) -> dict[int, str]:
-        return {}
 
     def take(self, indices: np.ndarray) -> "TfdsImages":
         owner, number = self.owner[indices], self.number[indices]

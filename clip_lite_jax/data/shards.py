@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.folders import MAX_TEXT, PICTURES
 from clip_lite_jax.data.index import indices
-from clip_lite_jax.data.pairs import MAX_BYTES, Found
+from clip_lite_jax.data.pairs import MAX_BYTES, Found, Images
 from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
-from clip_lite_jax.data.splits import split_in
+from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError
 
 SCHEMA = pa.schema(
@@ -55,7 +55,6 @@ def read_shards(config: DataConfig) -> Found:
     ids = [_prefixed(path, table["key"]) for path, table in zip(paths, tables, strict=True)]
 
     table = pa.concat_tables(tables).combine_chunks()
-    splits = [split_in(path.name) for path in paths]
     refused = np.flatnonzero(np.asarray(pc.binary_length(table["reason"])))
     return Found(
         config.source,
@@ -64,13 +63,13 @@ def read_shards(config: DataConfig) -> Found:
         ),
         in_one_piece(ids, TEXT),
         [in_one_piece(table["captions"].chunks, TEXTS)],
-        splits=array(splits, TEXT).take(pa.array(shard)) if any(splits) else None,
+        splits=splits_of_files([path.name for path in paths], shard),
         bad={row: table["reason"][row].as_py() for row in refused.tolist()},
     )
 
 
 @dataclass(frozen=True)
-class TarImages:
+class TarImages(Images):
     """Images inside tar files."""
 
     paths: tuple[str, ...]
@@ -90,9 +89,6 @@ class TarImages:
         if len(data) < size:
             raise BadImage(f"{path} has become shorter")
         return data
-
-    def missing(self) -> dict[int, str]:
-        return {}
 
     def take(self, indices: np.ndarray) -> "TarImages":
         return TarImages(self.paths, self.shard[indices], self.offset[indices], self.size[indices])

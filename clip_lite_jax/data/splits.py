@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from clip_lite_jax.data.rows import texts
+from clip_lite_jax.data.rows import array, texts
 from clip_lite_jax.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -19,6 +19,15 @@ def split_in(name: str) -> str:
     """The split that a file's name begins with, ``val-00001-of-00002.tar``, or nothing."""
     match = re.match("(train|validation|val|valid|dev|test)(?![a-z])", name, re.IGNORECASE)
     return match.group(1).lower() if match else ""
+
+
+def splits_of_files(names: Sequence[str], owner: np.ndarray) -> pa.Array | None:
+    """`split_in` the names of the files that rows come from; None where no name has any.
+
+    `owner` ``[R]`` is the place in `names` of each row's file.
+    """
+    stated = [split_in(name) for name in names]
+    return array(stated).take(pa.array(owner)) if any(stated) else None
 
 
 def split_of(group: str, held_out: float) -> str:
