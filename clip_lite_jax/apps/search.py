@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from clip_lite_jax.data import image_ops
+from clip_lite_jax.data.folders import PICTURES
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.inference import DualEncoderModel
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def find_pictures(folder: Path) -> Iterator[Path]:
     root = folder.resolve()
     for path in folder.rglob("*"):
         inside = path.resolve().is_relative_to(root)
-        if path.suffix.lower() in EXTENSIONS and inside and path.is_file():
+        if path.suffix.lower() in PICTURES and inside and path.is_file():
             yield path
 
 
