@@ -18,6 +18,7 @@ class Batch:
     valid: Any  # [B] bool; False marks the slot of an unusable example
     index: Any  # [B] int32, position in the source
     second: Inputs | None = None  # another view and another caption of each example
+    changes: Any = None  # [B, views, S, 2] float32: `color_jitter` of the images, still to be done
 
     @property
     def inputs(self) -> Inputs:

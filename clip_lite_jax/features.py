@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from clip_lite_jax.color_jitter import UNCHANGED, color_jitter
 from clip_lite_jax.config import Config
 from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.inputs import Pixels, TextInput, TowerInputs
@@ -86,6 +87,10 @@ class CachedImages:
 
     def random_view(self, opened: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         return opened[rng.integers(1, len(opened)) if len(opened) > 1 else 0], False
+
+    def changes(self, rng: np.random.Generator) -> None:
+        """Kept views have their colours."""
+        del rng
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def build_inputs(
     inputs = TowerInputs(images, texts)
     if "image" in model.cached:
         places = _places(sources)
-        encode = _image_encoder(config, images, places, compiled(model.image_features, 1))
+        encode = _image_encoder(config, images, places, compiled(_features_of_changed(model), 2))
         settings: list[Any] = [config.data.image_size, config.data.resize, model.module.pixel_mean]
         settings += [model.module.pixel_std, config.model.dtype, config.data.cached_views]
         if config.data.cached_views:
@@ -212,35 +217,51 @@ def needed_captions(sources: Mapping[str, Source]) -> set[str]:
     return {""} | {text for e in examples for text in (*e.captions, caption_ops.join(e.captions))}
 
 
+def _features_of_changed(model: Model) -> Callable[..., Any]:
+    """`Model.image_features` of images whose colours change first."""
+
+    def features(params: Any, model_state: Any, images: Any, changes: Any) -> Any:
+        return model.image_features(params, model_state, color_jitter(images, changes))
+
+    return features
+
+
 def _image_encoder(
     config: Config,
     pixels: Pixels,
     places: Mapping[str, tuple[Source, int]],
-    features: Callable[[np.ndarray], np.ndarray],
+    features: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> Callable[[Sequence[str]], Iterator[np.ndarray | str]]:
     """Ids → features ``[1 + views, F]``: of the view of evaluation and of random ones."""
     views = config.data.cached_views
 
-    def pictures(id: str) -> np.ndarray | str:
+    def pictures(id: str) -> tuple[np.ndarray, np.ndarray] | str:
+        """Of an image, its views ``[1 + views, H, W, 3]`` and their changes."""
         source, index = places[id]
         try:
             opened = pixels.open(source, index)
             rng = np.random.default_rng((config.seed, _hash(id)))
-            drawn = [pixels.random_view(opened, rng)[0] for _ in range(views)]
-            return np.stack([pixels.view(opened), *drawn])
+            seen, changes = [pixels.view(opened)], np.stack([UNCHANGED] * (1 + views))
+            for number in range(1, 1 + views):
+                seen.append(pixels.random_view(opened, rng)[0])
+                drawn = pixels.changes(rng)
+                if drawn is not None:
+                    changes[number, : len(drawn)] = drawn
+            return np.stack(seen), changes
         except BadImage as error:
             return str(error)
 
     def encode(ids: Sequence[str]) -> Iterator[np.ndarray | str]:
         at_once = max(1, IMAGE_BATCH // (1 + views))
-        blank = np.stack([pixels.blank] * (1 + views))
+        blank = np.stack([pixels.blank] * (1 + views)), np.stack([UNCHANGED] * (1 + views))
         with ThreadPoolExecutor(max(1, config.data.threads)) as pool:
             loaded = pool.map(pictures, ids)
             for _ in range(0, len(ids), at_once):
                 found = list(islice(loaded, at_once))
-                usable = [x if isinstance(x, np.ndarray) else blank for x in found]
+                usable = [blank if isinstance(x, str) else x for x in found]
                 usable += [blank] * (at_once - len(found))  # one shape, one program
-                rows = features(np.concatenate(usable)).reshape(at_once, 1 + views, -1)
+                images, changes = map(np.concatenate, zip(*usable, strict=True))
+                rows = features(images, changes).reshape(at_once, 1 + views, -1)
                 yield from (
                     x if isinstance(x, str) else row for x, row in zip(found, rows, strict=False)
                 )

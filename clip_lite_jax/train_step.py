@@ -1,7 +1,7 @@
 """The jitted functions: one training step, and encoding with a given state."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from clip_lite_jax.batch import Batch
+from clip_lite_jax.color_jitter import color_jitter
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
 from clip_lite_jax.negatives import Pairs, remember, uses_memory
@@ -30,6 +31,7 @@ def make_train_step(
     gradient = make_gradient(learner)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        batch = _jittered(batch)
         (loss, learned), grads = gradient(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -63,6 +65,17 @@ def make_train_step(
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _jittered(batch: Batch) -> Batch:
+    """The batch with the changes of its colours made, once for all that reads its images."""
+    if batch.changes is None:
+        return batch
+    second = batch.second
+    if second is not None:
+        second = replace(second, image=color_jitter(second.image, batch.changes[..., 1, :, :]))
+    image = color_jitter(batch.image, batch.changes[..., 0, :, :])
+    return replace(batch, image=image, second=second, changes=None)
 
 
 def _new_target(

@@ -485,3 +485,41 @@ def test_fingerprint_sees_captions_and_order(pairs: Path) -> None:
     other.write_text(pairs.read_text().replace("a red ring", "a red hoop"))
     again = build_sources(DataConfig(source=str(other)), BadExamples())
     assert fingerprint(sources) != fingerprint(again)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [40, 96, 300])
+def test_bilinear_crops_look_like_antialiased_ones(format: str, size: int) -> None:
+    opened = Opened(encoded(photograph(640, 480), format))
+    config = AugmentConfig(crop_scale=(0.3, 0.9))
+    for seed in range(4):
+        (plain, flipped), (fast, also) = (
+            image_ops.augment(
+                opened,
+                size,
+                replace(config, resampling=resampling),
+                np.random.default_rng(seed),
+            )
+            for resampling in ("antialiased", "bilinear")
+        )
+        assert fast.shape == (size, size, 3)
+        assert fast.dtype == np.uint8
+        assert flipped == also
+        assert np.abs(plain.astype(int) - fast).mean() < 3
+
+
+def test_bilinear_crops_of_the_smallest_pictures() -> None:
+    config = AugmentConfig(resampling="bilinear")
+    for width, height in [(1, 1), (1, 300), (300, 1), (2, 2)]:
+        opened = Opened.of(Image.new("RGB", (width, height), "teal"))
+        out, _ = image_ops.augment(opened, 8, config, np.random.default_rng(0))
+        assert np.all(out == (0, 128, 128))
+
+
+def test_bilinear_needs_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(augment=AugmentConfig(resampling="bilinear"))
+    Pixels(config)
+    monkeypatch.setattr(image_ops, "cv2", None)
+    Pixels(DataConfig())
+    with pytest.raises(ConfigError, match=r"resampling='bilinear' needs OpenCV: pip install"):
+        Pixels(config)

@@ -17,13 +17,10 @@ import numpy as np
 import optax
 import pytest
 from conftest import draw, tiny_config
-from PIL import Image
 
 from clip_lite_jax.apps.report_commands import commands
-from clip_lite_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, load_config
-from clip_lite_jax.data import image_ops
+from clip_lite_jax.config import Config, DataConfig, OptimConfig, load_config
 from clip_lite_jax.data.bad_examples import BadExamples
-from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.sources import Source, build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.learner import build_learner
@@ -321,53 +318,3 @@ def test_shares_that_cannot_be_taken_are_refused(pairs: Path) -> None:
         build_sources(DataConfig(source=str(pairs), train_share=1e-6), BadExamples())
     with pytest.raises(DataError, match="data.train_share=0.5: .* data.shapes.examples"):
         build_sources(DataConfig(source="shapes", train_share=0.5), BadExamples())
-
-
-# --- A change of hue ------------------------------------------------------------------------------
-
-
-def hue_of(image: Image.Image) -> int:
-    return np.asarray(image.convert("HSV"))[0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("turn", "colour"),
-    [(0.0, "red"), (1 / 3, "lime"), (-1 / 3, "blue"), (1.0, "red"), (-2 / 3, "lime")],
-)
-def test_hue_turns_round_the_circle(turn: float, colour: str) -> None:
-    red, wanted = (Image.new("RGB", (2, 2), name) for name in ("red", colour))
-    np.testing.assert_array_equal(image_ops.turn_hue(red, turn), np.asarray(wanted))
-
-
-def test_hue_leaves_grey_brightness_and_saturation() -> None:
-    grey = Image.new("RGB", (2, 2), (120, 120, 120))
-    np.testing.assert_array_equal(image_ops.turn_hue(grey, 0.3), np.asarray(grey))
-    brown = Image.new("RGB", (2, 2), (150, 90, 40))
-    before, after = (np.asarray(x.convert("HSV")) for x in (brown, image_ops.turn_hue(brown, 0.3)))
-    np.testing.assert_allclose(after[..., 1:], before[..., 1:], atol=2)
-
-
-def test_hue_is_drawn_within_its_limit_and_only_when_asked_for() -> None:
-    plain = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=1)
-    image = Image.new("RGB", (2, 2), (200, 40, 40))
-
-    def seen(config: AugmentConfig, seed: int) -> np.ndarray:
-        return image_ops.augment(Opened.of(image), 2, config, np.random.default_rng(seed))[0]
-
-    only_hue = replace(plain, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.1)
-    hues = [hue_of(Image.fromarray(seen(only_hue, seed))) for seed in range(60)]
-    turns = (np.array(hues, int) + 128) % 255 - 128
-    assert np.abs(turns).max() <= 26
-    assert turns.min() < -15
-    assert turns.max() > 15
-
-
-def test_without_hue_nothing_is_drawn_for_it() -> None:
-    """Runs of before it was there see the same numbers."""
-    config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), jitter=1)
-    rng, same = np.random.default_rng(5), np.random.default_rng(5)
-    image_ops.augment(Opened.of(Image.new("RGB", (2, 2))), 2, config, rng)
-    same.random(6)  # the crop's area, shape and place, the flip, whether to jitter
-    same.permutation(3)
-    same.random(3)
-    assert rng.bit_generator.state == same.bit_generator.state

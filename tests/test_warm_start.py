@@ -79,6 +79,9 @@ class Numbered:
     def random_view(self, opened: int, _: np.random.Generator) -> tuple[np.ndarray, bool]:
         return self.view(opened), False
 
+    def changes(self, _: np.random.Generator) -> None:
+        return None
+
 
 def features(captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     rows = [[float(a) + 1, float(b) * 3 - 1] for a, b in (text.split() for text in captions)]

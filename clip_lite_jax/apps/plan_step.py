@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from clip_lite_jax.batch import Batch
+from clip_lite_jax.color_jitter import draw_changes
 from clip_lite_jax.config import Config, EncoderConfig
 from clip_lite_jax.data.tokenizer import load_tokenizer
 from clip_lite_jax.errors import ConfigError
@@ -141,6 +143,9 @@ def _abstract_state(
 
 def _abstract_batch(config: Config, model: Model, state: TrainState) -> Batch:
     """Shapes of a batch as `data.pipeline.train_batches` makes it."""
+    change = None
+    if "image" not in model.cached:
+        change = draw_changes(config.data.augment, np.random.default_rng())
 
     def make(params: Any, model_state: Any) -> Batch:
         rows = config.batch_size
@@ -155,6 +160,7 @@ def _abstract_batch(config: Config, model: Model, state: TrainState) -> Batch:
             jnp.zeros(rows, bool),
             index,
             Inputs(inputs.image, inputs.tokens, inputs.mask) if twice else None,
+            None if change is None else jnp.zeros((rows, 1 + twice, *change.shape)),
         )
 
     batch = jax.eval_shape(make, state.params, state.model_state)

@@ -24,6 +24,10 @@ class AugmentConfig:
     """Share of the image's area that a random crop keeps, (low, high)."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Width over height of the crop, (low, high)."""
+    resampling: Literal["antialiased", "bilinear"] = "antialiased"
+    """How a crop becomes `image_size` pixels wide.  ``bilinear`` asks the four pixels next to each,
+    which is faster and needs OpenCV (the extra ``opencv``); reductions to less than a half are
+    averaged first."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip; captions then swap "left" and "right"."""
     jitter: Fraction = 0.8

@@ -1,16 +1,23 @@
-"""Decoding, cropping and augmenting images with Pillow."""
+"""Decoding, cropping and resizing images; `color_jitter` changes their colours."""
 
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 
 from clip_lite_jax.config import AugmentConfig
-from clip_lite_jax.errors import BadImage
+from clip_lite_jax.errors import BadImage, ConfigError
+
+try:
+    import cv2
+except ImportError:  # an extra: large, and needed for one way of resizing alone
+    cv2 = None  # type: ignore[assignment]
+else:
+    cv2.setNumThreads(1)  # the threads of the pipeline have an image each
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
@@ -171,24 +178,54 @@ def resize_and_crop(image: Image.Image, size: int, shorter: int | None = None) -
 def augment(
     opened: Opened, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """Random resized crop, flip, colour jitter: uint8 ``[size, size, 3]`` and whether flipped."""
+    """Random resized crop and flip: uint8 ``[size, size, 3]`` and whether flipped."""
     left, upper, right, lower = _random_box(*opened.size, config, rng)
     image = opened.decoded(shrink=min(right - left, lower - upper) / size)
     across, down = image.width / opened.size[0], image.height / opened.size[1]
     box = (left * across, upper * down, right * across, lower * down)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     flipped = rng.random() < config.flip
+    return RESAMPLINGS[config.resampling](image, box, size, flipped), flipped
+
+
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower, in pixels."""
+
+
+def _antialiased(image: Image.Image, box: Box, size: int, flipped: bool) -> np.ndarray:
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if rng.random() < config.jitter:
-        image = _jitter(image, config, rng)
-    return np.asarray(image, np.uint8), flipped
+    return np.asarray(image, np.uint8)
 
 
-def _random_box(
-    width: int, height: int, config: AugmentConfig, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """(left, upper, right, lower) of a crop of random area and shape, in pixels."""
+def _bilinear(image: Image.Image, box: Box, size: int, flipped: bool) -> np.ndarray:
+    left, upper, right, lower = map(round, box)
+    whole = (left, upper, max(right, left + 1), max(lower, upper + 1))
+    # Four neighbours say enough of a pixel that covers less than two in either direction.
+    times = min(right - left, lower - upper) // size
+    part = image.reduce(times, whole) if times > 1 else image.crop(whole)
+    pixels = cv2.resize(np.asarray(part), (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.flip(pixels, 1) if flipped else pixels)
+
+
+RESAMPLINGS: dict[str, Callable[[Image.Image, Box, int, bool], np.ndarray]] = {
+    "antialiased": _antialiased,
+    "bilinear": _bilinear,
+}
+"""How ``(image, box, size, flipped)`` become uint8 ``[size, size, 3]``."""
+
+
+def check_resampling(config: AugmentConfig) -> None:
+    """Raises `ConfigError` where OpenCV is needed and not installed."""
+    if config.resampling == "bilinear" and cv2 is None:
+        raise ConfigError(
+            "data.augment.resampling='bilinear' needs OpenCV: pip install 'clip_lite_jax[opencv]', "
+            "or set it to 'antialiased'"
+        )
+
+
+def _random_box(width: int, height: int, config: AugmentConfig, rng: np.random.Generator) -> Box:
+    """A crop of random area and shape."""
     area = width * height
     for _ in range(10):
         target = area * rng.uniform(*config.crop_scale)
@@ -200,27 +237,3 @@ def _random_box(
     side = min(width, height)  # no crop of such a shape fits: the centre square
     left, upper = (width - side) / 2, (height - side) / 2
     return left, upper, left + side, upper + side
-
-
-def _jitter(image: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
-    enhancers = [
-        (ImageEnhance.Brightness, config.brightness),
-        (ImageEnhance.Contrast, config.contrast),
-        (ImageEnhance.Color, config.saturation),
-    ]
-    # Without hue nothing is drawn for it: other numbers would follow.
-    for i in rng.permutation(len(enhancers) + (config.hue > 0)):
-        if i == len(enhancers):
-            image = turn_hue(image, rng.uniform(-config.hue, config.hue))
-        else:
-            enhancer, strength = enhancers[i]
-            image = enhancer(image).enhance(rng.uniform(1 - strength, 1 + strength))
-    return image
-
-
-def turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """All hues moved by `turn` of the colour circle: 1/3 makes red green, and green blue."""
-    hue, saturation, value = image.convert("HSV").split()
-    # Of Pillow's 256 hues the last is red again, as the first.
-    table = [(h + round(turn * 255)) % 255 for h in range(256)]
-    return Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from clip_lite_jax.color_jitter import draw_changes
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import image_ops
 from clip_lite_jax.data.sources import Source
@@ -31,6 +32,10 @@ class ImageInput(Protocol):
         """A view for training, and whether it is mirrored."""
         ...
 
+    def changes(self, rng: np.random.Generator) -> np.ndarray | None:
+        """What `color_jitter` shall do to a view for training; None where it never does."""
+        ...
+
 
 TextInput = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 """``N`` captions → int32 ids ``[N, L]`` and their mask, or features ``[N, F]`` and ``[N, 1]``."""
@@ -47,6 +52,9 @@ class Pixels:
     """Decoded pictures, uint8 ``[size, size, 3]``."""
 
     config: DataConfig
+
+    def __post_init__(self) -> None:
+        image_ops.check_resampling(self.config.augment)
 
     @property
     def blank(self) -> np.ndarray:
@@ -65,3 +73,6 @@ class Pixels:
         self, opened: image_ops.Opened, rng: np.random.Generator
     ) -> tuple[np.ndarray, bool]:
         return image_ops.augment(opened, self.config.image_size, self.config.augment, rng)
+
+    def changes(self, rng: np.random.Generator) -> np.ndarray | None:
+        return draw_changes(self.config.augment, rng)

@@ -52,8 +52,10 @@ class TrainTransform(grain.transforms.RandomMap):
             views = [self._view(opened, example.captions, rng) for _ in range(1 + self.second)]
             valid = True
         except BadImage:  # its reason is found again where it is listed: `report`
-            views, valid = [(self.inputs.image.blank, [""])] * (1 + self.second), False
-        inputs = [Inputs(image, *self._text(captions)) for image, captions in views]
+            views = [(self.inputs.image.blank, [""], self.inputs.image.changes(rng))]
+            views, valid = views * (1 + self.second), False
+        inputs = [Inputs(image, *self._text(captions)) for image, captions, _ in views]
+        changes = [change for _, _, change in views if change is not None]
         alike = (
             caption_ops.join(views[0][1]).casefold() if self.mask_equal_captions else example.group
         )
@@ -67,6 +69,7 @@ class TrainTransform(grain.transforms.RandomMap):
             np.bool_(valid),
             np.int32(element),
             inputs[1] if self.second else None,
+            np.stack(changes) if changes else None,
         )
 
     def report(self, index: int) -> None:
@@ -90,15 +93,17 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
-    ) -> tuple[np.ndarray, Sequence[str]]:
-        """A random view and a caption that is true of it, or all that are to be averaged."""
+    ) -> tuple[np.ndarray, Sequence[str], np.ndarray | None]:
+        """A random view, captions that are true of it (one, or all to be averaged), and changes."""
         image, flipped = self.inputs.image.random_view(opened, rng)
+        changes = self.inputs.image.changes(rng)
         chosen = caption_ops.choose(captions, self.config.captions)
         if self.config.captions == "averaged":
-            return image, chosen
+            return image, chosen, changes
         caption = chosen[int(rng.integers(len(chosen)))]
         caption = caption_ops.drop_from_list(caption, self.config.augment.tag_dropout, rng)
-        return image, [caption_ops.swap_left_right(caption) if flipped else caption]
+        caption = caption_ops.swap_left_right(caption) if flipped else caption
+        return image, [caption], changes
 
     def _text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         tokens, mask = self.inputs.text(captions)
