@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LIBTPU := .work/libtpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs encoders one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs encoders input-pipeline one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -27,6 +27,9 @@ costs: $(VENV)/installed  ## what negatives cost in time, memory and traffic (an
 
 encoders: .venv-peers/installed $(VENV)/installed  ## a step of the encoders beside PyTorch's (half an hour)
 	$(BIN)/python -m benchmarks.encoders
+
+input-pipeline: .venv-peers/installed $(VENV)/installed-test  ## pictures read in a second beside PyTorch's readers (half an hour)
+	$(BIN)/python -m benchmarks.input_pipeline
 
 one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against the batch on frozen features (hours)
 	$(BIN)/python -m benchmarks.one_negative
