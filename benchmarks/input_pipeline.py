@@ -60,8 +60,8 @@ def write_pictures(folder: Path, count: int, photographs: Sequence[Image.Image])
         with tarfile.open(folder / f"{start // PER_SHARD:05}.tar", "w") as tar:
             for number in range(start, min(count, start + PER_SHARD)):
                 whole = photographs[number % len(photographs)]
-                left = rng.integers(0, whole.width - WIDTH + 1)
-                upper = rng.integers(0, whole.height - HEIGHT + 1)
+                left = int(rng.integers(0, whole.width - WIDTH + 1))
+                upper = int(rng.integers(0, whole.height - HEIGHT + 1))
                 cut = whole.crop((left, upper, left + WIDTH, upper + HEIGHT))
                 buffer = io.BytesIO()
                 cut.save(buffer, "JPEG", quality=QUALITY)
@@ -78,7 +78,7 @@ def write_pictures(folder: Path, count: int, photographs: Sequence[Image.Image])
 
 
 def batches_of(folder: str, augmentation: str, resampling: str, threads: int) -> Any:
-    from clip_lite_jax.config import AugmentConfig, DataConfig
+    from clip_lite_jax.config import AugmentConfig, DataConfig, from_dict
     from clip_lite_jax.data.bad_examples import BadExamples
     from clip_lite_jax.data.inputs import Pixels, TowerInputs
     from clip_lite_jax.data.pipeline import TrainTransform, train_batches
@@ -86,7 +86,8 @@ def batches_of(folder: str, augmentation: str, resampling: str, threads: int) ->
     from clip_lite_jax.data.tokenizer import Tokenizer, train_tokenizer
 
     jitter = 0.0 if augmentation == "crop" else 0.8
-    augment = AugmentConfig(jitter=jitter, hue=0.1, resampling=resampling)
+    options = {"jitter": jitter, "hue": 0.1, "resampling": resampling}
+    augment = from_dict(AugmentConfig, options)
     config = DataConfig(
         source=folder, format="folder", image_size=SIZE, augment=augment, threads=threads
     )
