@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -38,16 +37,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def any_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of arrays ``[B, ...]`` for a B that need not divide over the devices."""
+    """`function` of arrays ``[B, ...]`` for a B that need not divide over the devices.
+
+    Every process has the whole arrays.
+    """
+    sharding = batch_sharding(mesh)
+
+    def spread(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def call(*arrays: Any) -> Any:
         count = len(arrays[0])
         missing = -count % batch_shards(mesh)
         if missing:
             arrays = tuple(
-                jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays
+                np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays
             )
-        return function(*arrays)[:count]
+        return function(*map(spread, arrays))[:count]
 
     return call
 
