@@ -3,17 +3,28 @@
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
+from typing import Any
 
 
-def process_pool(processes: int) -> ProcessPoolExecutor:
+def process_pool(
+    processes: int, begin: Callable[..., None] | None = None, *given: Any
+) -> ProcessPoolExecutor:
     """Processes that work for this one, and end with it, even where it is killed.
 
-    They are not forked, because jax has threads; what they are given travels by pickling.
+    Each calls ``begin(*given)`` first.  They are not forked, because jax has threads; what they are
+    given travels by pickling.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(processes, context, _begin, (begin, *given))
+
+
+def _begin(begin: Callable[..., None] | None, *given: Any) -> None:
+    _end_with_parent()
+    if begin is not None:
+        begin(*given)
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -43,8 +44,10 @@ def any_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """
     sharding = batch_sharding(mesh)
 
-    def spread(array: Any) -> jax.Array:
-        array = np.asarray(array)
+    def spread(array: Any) -> Any:
+        if jax.process_count() == 1:
+            return array
+        # Of arrays of NumPy jit would not know that they are the same in all processes.
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def call(*arrays: Any) -> Any:
@@ -52,7 +55,7 @@ def any_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
         missing = -count % batch_shards(mesh)
         if missing:
             arrays = tuple(
-                np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays
+                jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays
             )
         return function(*map(spread, arrays))[:count]
 

@@ -91,7 +91,8 @@ def train(config: Config, workdir: Path) -> Run:
         batch = next(batches)
         progress.waited(time.perf_counter() - waiting)
         state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
-        # The step runs in the background: numbers of earlier steps are read meanwhile.
+        # The step runs in the background: numbers of earlier steps are read meanwhile, and the
+        # next batch comes to the devices.
         pending.add(step + 1, metrics, batch)
 
     progress.close()
@@ -100,6 +101,11 @@ def train(config: Config, workdir: Path) -> Run:
     if len(run.bad):
         log.warning("%d examples could not be used: %s", len(run.bad), run.bad.path)
     return run
+
+
+AHEAD = 1
+"""Steps that wait on the devices behind the one that runs: enough to keep them busy, and no more
+batches in their memory."""
 
 
 class PendingMetrics:
@@ -123,6 +129,8 @@ class PendingMetrics:
         if len(self.waiting) >= self.every:
             self.write_all()
         self.waiting.append((step, metrics, batch))
+        if len(self.waiting) > AHEAD:
+            jax.block_until_ready(self.waiting[-1 - AHEAD][1])
         self.progress.advance()
 
     def write_all(self) -> None:

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from clip_lite_jax.apps.data_check_text import caption_findings
-from clip_lite_jax.apps.data_jobs import as_text, run_jobs, sources_of
+from clip_lite_jax.apps.data_jobs import as_text, open_sources, run_jobs, sources_of
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.rows import TEXT, array
-from clip_lite_jax.data.sources import Source, build_sources, fingerprint
+from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.data.splits import SPLITS
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.files import replacing, write_atomic
@@ -76,7 +76,7 @@ def check(
     skipped = folder / SKIPPED_FILE
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
-    sources = build_sources(data, bad, training=False)
+    sources = open_sources(data, bad)
     # Of other data other pieces: what was seen of these is seen again only if it changed.
     pieces_folder = folder / PIECES / fingerprint(sources)
     pieces_folder.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clip_lite_jax.apps.data_jobs import as_text, from_text, run_jobs, sources_of
+from clip_lite_jax.apps.data_jobs import as_text, from_text, open_sources, run_jobs, sources_of
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.record_files import tfds_features, write_tfds_metadata
 from clip_lite_jax.data.records import Example, encode_record, write_raw_records
-from clip_lite_jax.data.sources import Source, build_sources, fingerprint
+from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.errors import BadImage, ConfigError
 from clip_lite_jax.files import read_json, write_atomic
 
@@ -114,7 +114,7 @@ def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
     skipped = folder / SKIPPED_FILE
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
-    sources = build_sources(from_text(conversion.data), bad, training=False)
+    sources = open_sources(from_text(conversion.data), bad)
     _check_folder(conversion, fingerprint(sources))
     jobs = []
     for split, source in sorted(sources.items()):

@@ -1,13 +1,13 @@
-"""Work on pieces of a source, spread over processes that each open the source once."""
+"""Work on pieces of a source, spread over processes."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cache
 from typing import TypeVar
 
 from clip_lite_jax.config import DataConfig, from_dict
 from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.sharing import Shared
 from clip_lite_jax.data.sources import Source, build_sources
 from clip_lite_jax.processes import process_pool
 
@@ -24,10 +24,20 @@ def from_text(data: str) -> DataConfig:
     return from_dict(DataConfig, json.loads(data))
 
 
-@cache
+_opened: dict[str, dict[str, Source]] = {}
+"""Sources by their configuration: each is opened once, and not again by the processes that help."""
+
+
+def open_sources(data: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    """The splits of a source, which jobs will find by `sources_of`; raises as `build_sources`."""
+    _opened.clear()  # of those before it nobody asks
+    _opened[as_text(data)] = build_sources(data, bad, training=False)
+    return _opened[as_text(data)]
+
+
 def sources_of(data: str) -> dict[str, Source]:
-    """The splits of a source, built once in each process."""
-    return build_sources(from_text(data), BadExamples(), training=False)
+    """The splits of a source; those of another machine open it themselves."""
+    return _opened.get(data) or open_sources(from_text(data), BadExamples())
 
 
 def run_jobs(
@@ -37,5 +47,10 @@ def run_jobs(
     if processes < 2 or len(jobs) < 2:
         yield from map(work, jobs)
         return
-    with process_pool(min(processes, len(jobs))) as pool:
+    shared = Shared(_opened)
+    with process_pool(min(processes, len(jobs)), _remember, shared) as pool:
         yield from pool.map(work, jobs)
+
+
+def _remember(opened: dict[str, dict[str, Source]]) -> None:
+    _opened.update(opened)

@@ -20,6 +20,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
+from clip_lite_jax.data.sharing import Shared
 from clip_lite_jax.data.sources import IndependentPairs, Mixture, Source
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.models import Inputs
@@ -43,6 +44,7 @@ class TrainTransform(grain.transforms.RandomMap):
         """With `second` a row holds another view and another caption, for self-supervision."""
         self.source, self.inputs, self.config, self.bad = source, inputs, config, bad
         self.second = second
+        self._shared: Shared | None = None
         self.mask_equal_captions = not isinstance(source, IndependentPairs)
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
@@ -89,7 +91,8 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that decode: the list of bad examples stays where it is."""
-        return self.__dict__ | {"bad": None}
+        self._shared = self._shared or Shared(self.source)
+        return self.__dict__ | {"bad": None, "source": self._shared, "_shared": None}
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
