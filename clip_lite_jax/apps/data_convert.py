@@ -172,7 +172,7 @@ def finish(conversion: Conversion, done: Sequence[Done], bad: BadExamples) -> di
     if conversion.format == "tfds":
         lengths = {split: known["shards"] for split, known in splits.items()}
         sizes = {split: known["bytes"] for split, known in splits.items()}
-        with _local(folder) as path:
+        with _beside_shards(folder) as path:
             write_tfds_metadata(path, conversion.name, lengths, sizes)
     if isinstance(folder, RemotePath):
         (folder / SKIPPED_FILE).write_bytes(_skipped(folder).read_bytes() if len(bad) else b"")
@@ -219,15 +219,19 @@ def _skipped(folder: Place) -> Path:
 
 
 @contextmanager
-def _local(folder: Place) -> Iterator[Path]:
-    """A folder to write files to, which then lie in `folder`."""
+def _beside_shards(folder: Place) -> Iterator[Path]:
+    """A folder to write files to, which then lie in `folder`; it shows which shards are there."""
     if isinstance(folder, Path):
         yield folder
         return
     with TemporaryDirectory() as name:
+        shards = {path.name for path in folder.iterdir() if ".array_record-" in path.name}
+        for shard in shards:
+            Path(name, shard).touch()
         yield Path(name)
         for path in Path(name).iterdir():
-            (folder / path.name).upload(path)
+            if path.name not in shards:
+                (folder / path.name).upload(path)
 
 
 def _examples(
