@@ -35,6 +35,8 @@ Result = TypeVar("Result")
 
 WAITS = (0.5, 2.0, 5.0)
 """Seconds before each further attempt at what may go better the next time."""
+PATIENCE = 30.0
+"""Seconds after which there is none: some packages try for longer by themselves."""
 THREADS = 16
 """Requests at a time where there are many."""
 PART = 2**23
@@ -240,22 +242,24 @@ class RemotePath(os.PathLike[str]):
 
     def _ask(self, question: Callable[[Any, str], Any]) -> Any:
         """The answer of the file system to a question about this path."""
-        kind = _system_class(self.url)
+        kind, begun = _system_class(self.url), time.monotonic()
         for wait in (*WAITS, None):
             try:
                 # Made anew: fsspec keeps one in each process, and where needed in each thread.
                 system = kind(**kind._get_kwargs_from_urls(self.url))
                 return question(system, self._path)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(errno.ENOENT, "No such file", self.url) from error
             # Each package has errors of its own.
-            except Exception as error:
+            except Exception as raised:
+                error = _unhidden(raised)
+                if isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(errno.ENOENT, "No such file", self.url) from error
                 if _is_refusal(error):
                     raise DataError(
                         f"{self}: access refused ({_words(error)}): credentials that may do this "
                         "are needed, where the tools of its provider look for them"
                     ) from error
-                if wait is None or _is_final(error):
+                late = time.monotonic() - begun > PATIENCE
+                if wait is None or late or _is_final(error):
                     raise DataError(f"{self}: {_words(error)}") from error
                 time.sleep(wait)
         raise AssertionError
@@ -372,10 +376,19 @@ def _system_class(url: str) -> Any:
         raise DataError(f"{url}: the package for {protocol}:// is missing: {needs}") from error
 
 
+def _unhidden(error: Exception) -> Exception:
+    """The error itself, or what fsspec calls a missing file because a web server did not answer."""
+    cause = error.__cause__
+    if not isinstance(cause, Exception) or not isinstance(error, FileNotFoundError):
+        return error
+    of_the_web = type(cause).__module__.startswith("aiohttp")
+    return cause if of_the_web and getattr(cause, "status", 0) != 404 else error
+
+
 def _is_refusal(error: Exception) -> bool:
     status = getattr(error, "status", getattr(error, "code", None))
-    named = "Credential" in type(error).__name__
-    return isinstance(error, PermissionError) or named or status in (401, 403)
+    words = "Credential" in type(error).__name__ or str(error).startswith("Forbidden")  # gcsfs
+    return isinstance(error, PermissionError) or words or status in (401, 403)
 
 
 def _is_final(error: Exception) -> bool:

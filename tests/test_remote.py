@@ -206,7 +206,9 @@ def test_names_that_lead_elsewhere(
     image = fifty[0].image
     empty.pipe_file("memory://bucket/secret.jpg", image)
     empty.pipe_file(f"{BUCKET}/images/x.jpg", image)
-    images = pairs_module.images_in(RemotePath(BUCKET), pairs_module.pa.array([name, "images/x.jpg"]))
+    images = pairs_module.images_in(
+        RemotePath(BUCKET), pairs_module.pa.array([name, "images/x.jpg"])
+    )
     with pytest.raises(BadImage, match=reason):
         images.read(0)
     assert images.read(1) == image

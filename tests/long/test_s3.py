@@ -1,5 +1,6 @@
 """The protocol of S3, spoken to moto's server on this machine (pip install s3fs 'moto[server]')."""
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from fifty import FORMATS, fifty_pairs, written
 
 from clip_lite_jax.apps.data_convert import conversion_of, convert
+from clip_lite_jax.cli import main
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.pairs import Pairs
@@ -47,13 +49,9 @@ def moved(config: DataConfig, folder: Path, bucket: str) -> DataConfig:
     """The same data in the bucket."""
     for path in folder.rglob("*"):
         if path.is_file():
-            s3fs.S3FileSystem().pipe_file(
-                f"{bucket}/{path.relative_to(folder)}", path.read_bytes()
-            )
+            s3fs.S3FileSystem().pipe_file(f"{bucket}/{path.relative_to(folder)}", path.read_bytes())
     images = config.image_folder and config.image_folder.replace(str(folder), bucket)
-    return replace(
-        config, source=config.source.replace(str(folder), bucket), image_folder=images
-    )
+    return replace(config, source=config.source.replace(str(folder), bucket), image_folder=images)
 
 
 def everything(config: DataConfig) -> dict[str, list[Any]]:
@@ -109,7 +107,9 @@ def test_conversion(format: str, tmp_path: Path, bucket: str) -> None:
     local = written("csv_rows", tmp_path / "local")
     config = moved(local, tmp_path / "local", bucket)
     expected = convert(conversion_of(local, tmp_path / "out", format=format, per_shard=7), 1)
-    assert convert(conversion_of(config, f"{bucket}/out", format=format, per_shard=7), 1) == expected
+    assert (
+        convert(conversion_of(config, f"{bucket}/out", format=format, per_shard=7), 1) == expected
+    )
     there = {path.name: path.read_bytes() for path in RemotePath(f"{bucket}/out").iterdir()}
     assert there.pop("skipped.jsonl") == b""
     assert there == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -125,3 +125,22 @@ def test_the_command_by_processes_goes_on(tmp_path: Path, bucket: str) -> None:
         subprocess.run(command, check=True, timeout=240)
         assert everything(DataConfig(source=f"{bucket}/out")) == everything(local)
         s3fs.S3FileSystem().rm_file(f"{bucket}/out/train-00003-of-00006.arrayrecord")
+
+
+def test_a_process_that_was_forked(tmp_path: Path, bucket: str) -> None:
+    config = moved(written("csv_rows", tmp_path / "local"), tmp_path / "local", bucket)
+    train = build_sources(config, BadExamples())["train"]
+    expected = train[0]  # connections are open before the fork
+    receiver, sender = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=lambda: sender.send(train[0]))
+    child.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == expected
+    child.join()
+
+
+def test_the_check(tmp_path: Path, bucket: str, capfd: pytest.CaptureFixture[str]) -> None:
+    config = moved(written("csv_rows", tmp_path / "local"), tmp_path / "local", bucket)
+    command = ["data", "check", config.source, f"--out={tmp_path / 'check'}", "--processes=2"]
+    assert main([*command, "--config.data.split_column=split"]) == 0
+    assert "50" in capfd.readouterr().out
