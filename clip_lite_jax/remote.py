@@ -19,10 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -69,6 +68,17 @@ class Known(NamedTuple):
         # A listing may give a time as a number, and a single answer as a date.
         tag = tag.timestamp() if hasattr(tag, "timestamp") else tag
         return cls(info["type"], info.get("size"), str(tag))
+
+
+class _Once(Generic[Result]):
+    """A ``cached_property`` without the lock that all instances share on Python 3.11."""
+
+    def __init__(self, function: Callable[[Any], Result]) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: type) -> Result:
+        found = vars(instance)[self.function.__name__] = self.function(instance)
+        return found
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class RemotePath(os.PathLike[str]):
         rest = self._path.removeprefix(folder._path).strip("/")
         return PurePosixPath(unquote(rest) if self._is_http else rest)
 
-    @cached_property
+    @_Once
     def known(self) -> Known:
         try:
             return Known.of(self._ask(lambda system, path: system.info(path)))
@@ -138,6 +148,9 @@ class RemotePath(os.PathLike[str]):
 
     def is_dir(self) -> bool:
         return self.known.type == "directory"
+
+    def resolve(self) -> RemotePath:
+        return self
 
     def iterdir(self) -> Iterator[RemotePath]:
         """What lies in this folder, sorted; nothing where there is none."""
@@ -175,7 +188,7 @@ class RemotePath(os.PathLike[str]):
         assert mode == "rb"
         return io.BufferedReader(_Parts(self), PART)
 
-    @cached_property
+    @_Once
     def copy(self) -> Path:
         """A local copy of what is there now."""
         if not self.is_file():
@@ -201,13 +214,6 @@ class RemotePath(os.PathLike[str]):
 
     def write_bytes(self, data: bytes) -> None:
         self._ask(lambda system, path: system.pipe_file(path, data))
-
-    def unlink(self, missing_ok: bool = False) -> None:
-        try:
-            self._ask(lambda system, path: system.rm_file(path))
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
 
     @property
     def _protocol(self) -> str:
@@ -295,12 +301,12 @@ def matching(pattern: str) -> Sequence[Place]:
     return root._children(path._ask(lambda system, path: system.glob(path, detail=True)).values())
 
 
-def version_of(path: Place) -> tuple[str, int, str]:
+def version_of(path: Place) -> tuple[str, int, int | str]:
     """Which file, its size, and what else changes when it does."""
     if isinstance(path, RemotePath):
         return path.url, path.known.size or 0, path.known.tag
     status = path.stat()
-    return str(path.resolve()), status.st_size, str(status.st_mtime_ns)
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def each(function: Callable[[Any], Result], places: Sequence[Place]) -> Iterator[Result]:
@@ -394,7 +400,7 @@ def _is_refusal(error: Exception) -> bool:
 def _is_final(error: Exception) -> bool:
     """Whether another attempt would fare no better."""
     never = (DataError, NotImplementedError, ValueError, TypeError, IsADirectoryError)
-    return isinstance(error, never) or "range" in str(error).lower()
+    return isinstance(error, never) or "not satisfiable" in str(error).lower()
 
 
 def _words(error: Exception) -> str:

@@ -1,19 +1,24 @@
 """Data in buckets: the same pairs as from a disk, and nothing that a row should not reach."""
 
+import json
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from fifty import FORMATS, Pair, fifty_pairs, write_images, written
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
+from test_data_convert import BEAM
+from test_labelled import write_cifar10, write_idx, write_voc
 
 from clip_lite_jax import remote
 from clip_lite_jax.apps import data_convert, data_splits
@@ -70,12 +75,12 @@ def put(folder: Path, url: str = BUCKET) -> None:
             )
 
 
-def moved(config: DataConfig, folder: Path) -> DataConfig:
+def moved(config: DataConfig, folder: Path, url: str = BUCKET) -> DataConfig:
     """The same data in the bucket."""
-    put(folder)
+    put(folder, url)
 
     def there(name: str) -> str:
-        return name.replace(str(folder), BUCKET)
+        return name.replace(str(folder), url)
 
     images = config.image_folder and there(config.image_folder)
     return replace(config, source=there(config.source), image_folder=images)
@@ -176,6 +181,53 @@ def test_labelled_folders(fifty: list[Pair], tmp_path: Path) -> None:
         write_images(tmp_path / "local" / split / f"{name}_thing", [pair])
     local = DataConfig(source=str(tmp_path / "local"))
     assert everything(moved(local, tmp_path / "local")) == everything(local)
+
+
+def write_fashion(root: Path) -> None:
+    for prefix in ("train", "t10k"):
+        pixels = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+        write_idx(root / f"{prefix}-images-idx3-ubyte", pixels, packed=True)
+        write_idx(root / f"{prefix}-labels-idx1-ubyte", np.arange(3, dtype=np.uint8), packed=False)
+
+
+def write_imagenet(root: Path) -> None:
+    for i, pair in enumerate(fifty_pairs()[:6]):
+        folder = root / ("val" if i >= 4 else "train") / ("n01440764", "n01443537")[i % 2]
+        write_images(folder, [pair])
+    (root / "LOC_synset_mapping.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
+
+
+def write_inaturalist(root: Path) -> None:
+    write_images(root / "train_val2018", fifty_pairs()[:2])
+    names = [f"train_val2018/{pair.name}" for pair in fifty_pairs()[:2]]
+    content = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [{"image_id": i, "category_id": i} for i in range(2)],
+    }
+    (root / "train2018.json").write_text(json.dumps(content))
+    categories = [{"id": i, "name": name} for i, name in enumerate(("a moss", "a fern"))]
+    (root / "categories.json").write_text(json.dumps(categories))
+
+
+@pytest.mark.parametrize(
+    ("write", "fields"),
+    [
+        (write_cifar10, {}),
+        (write_fashion, {}),
+        (write_imagenet, {}),
+        (write_inaturalist, {"source": "train2018.json", "format": "inaturalist"}),
+        (write_voc, {}),
+    ],
+)
+def test_labelled_sets(
+    write: Callable[[Path], Any], fields: dict[str, str], tmp_path: Path
+) -> None:
+    root = tmp_path / "fashion or not"
+    root.mkdir()
+    write(root)
+    source = str(root / fields.get("source", ""))
+    local = DataConfig(source=source, format=fields.get("format"))
+    assert everything(moved(local, root, "memory://fashion")) == everything(local)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +403,50 @@ def test_a_download_cut_short_leaves_nothing(
     assert len(read(config)["train"]) == 30
 
 
+def test_files_come_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = moved(written("parquet_bytes", tmp_path / "local"), tmp_path / "local")
+    all_of_them = threading.Barrier(6)
+    get_file = MemoryFileSystem.get_file
+
+    def together(self: MemoryFileSystem, *arguments: Any, **options: Any) -> None:
+        all_of_them.wait(30)
+        get_file(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", together)
+    assert len(read(config)["train"]) == 30
+
+
+def test_a_large_download_shows_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = moved(written("csv_rows", tmp_path / "local"), tmp_path / "local")
+    monkeypatch.setattr(remote, "SHOWN_BYTES", 0)
+    read(config)
+    assert "pairs.csv: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.json", "a.json is not JSON"),
+        ("a.csv", "a.csv: no column 'image'"),
+        ("a.jsonl", "no column 'image'"),
+        ("a.token", "none of its first images"),
+        ("a.parquet", "is no Parquet file"),
+        ("a.arrayrecord", "not a complete ArrayRecord file"),
+        ("a.tar", "no usable row"),
+    ],
+)
+def test_messages_name_the_url(
+    name: str, message: str, tmp_path: Path, empty: MemoryFileSystem
+) -> None:
+    empty.pipe_file(f"{BUCKET}/{name}", b"x" * 600)
+    with pytest.raises(DataError, match=message) as caught:
+        read(DataConfig(source=f"{BUCKET}/{name}"))
+    assert f"{BUCKET}/{name}" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
 @pytest.mark.parametrize("format", ["records", "tfds"])
 def test_a_conversion_to_a_bucket_is_the_local_one(format: str, tmp_path: Path) -> None:
     local = written("csv_rows", tmp_path / "local")
@@ -443,6 +539,20 @@ def test_the_command_by_processes(shared: str, tmp_path: Path) -> None:
     assert f"written: {shared}/out" in done.stdout
     assert everything(DataConfig(source=str(tmp_path / "shared/bucket/out"))) == everything(local)
     assert len(list((tmp_path / "cache" / "remote").iterdir())) == 1  # the table, once for all
+
+
+@pytest.mark.skipif(not BEAM.exists(), reason="`make test` installs Apache Beam in .venv-beam")
+def test_a_beam_pipeline(shared: str, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    local = written("csv_rows", tmp_path / "shared" / "bucket")
+    command = [str(BEAM), "-m", "clip_lite_jax.cli", "data", "convert", f"{shared}/pairs.csv"]
+    command += [f"{shared}/out", "--per-shard=7", "--config.data.split_column=split"]
+    command += ["--beam=--runner=DirectRunner --direct_num_workers=2"]
+    for _ in range(2):
+        subprocess.run(command, check=True, timeout=240)
+        out = tmp_path / "shared" / "bucket" / "out"
+        assert everything(DataConfig(source=str(out))) == everything(local)
+        (out / "train-00002-of-00005.arrayrecord").unlink()
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

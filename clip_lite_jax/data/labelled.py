@@ -7,7 +7,6 @@ name itself.  Of pictures with several labels ``labels`` has them all, parted by
 import gzip
 import io
 import math
-import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -103,7 +102,7 @@ def read_idx(config: DataConfig) -> Found:
     names: Sequence[str] = [str(digit) for digit in range(10)]
     if (folder / "labels.txt").is_file():
         names = _lines(folder / "labels.txt")
-    elif "fashion" in os.path.abspath(folder).lower():
+    elif "fashion" in str(folder.resolve()).lower():
         names = FASHION
     pixels, labels = [], []
     splits: list[str] = []
