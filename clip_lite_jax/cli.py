@@ -115,7 +115,7 @@ def _add_data(data: argparse.ArgumentParser) -> None:
         "convert", help="write a source as ArrayRecord files", epilog=any_field
     )
     convert.add_argument("source", help="as data.source; mixture for --config.data.mixture")
-    convert.add_argument("folder", type=Path, help="to write to: empty, or a conversion cut short")
+    convert.add_argument("folder", help="to write to, or a URL: empty, or a conversion cut short")
     convert.add_argument("--format", default="records", help="records (default) or tfds")
     convert.add_argument("--resize", type=int, help="make larger pictures' shorter side this long")
     convert.add_argument("--per-shard", type=int, default=4096, help="examples of a file (4096)")

@@ -5,9 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_lite_jax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from clip_lite_jax.remote import Place
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -19,10 +22,10 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: "Place") -> Any:
     """The content of a JSON file of strangers; raises `CheckpointError` where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 

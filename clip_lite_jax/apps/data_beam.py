@@ -1,7 +1,7 @@
 """``clip-lite data convert --beam``: the conversion as an Apache Beam pipeline.
 
 For what outgrows one machine: shards are spread over the workers of any runner (Spark, Flink,
-Dataflow).  Source and folder must be where all workers see them.
+Dataflow).  Source and folder must be where all workers see them: on a shared disk, or in buckets.
 """
 
 import shlex
@@ -11,9 +11,9 @@ from clip_lite_jax.apps.data_convert import (
     Conversion,
     convert_shard,
     finish,
-    is_done,
     plan,
-    read_note,
+    read_notes,
+    unfinished,
 )
 from clip_lite_jax.errors import ConfigError
 
@@ -32,10 +32,10 @@ def convert_with_beam(conversion: Conversion, options: str) -> dict[str, Any]:
             f"--beam needs Apache Beam ({error}): pip install 'clip_lite_jax[beam]'"
         ) from error
     jobs, bad = plan(conversion)
-    missing = [job for job in jobs if not is_done(job)]
+    missing = unfinished(jobs)
     with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
         shards = pipeline | "shards" >> beam.Create(missing)
         # Without it a runner would take the whole list for one piece of work.
         spread = shards | "spread" >> beam.Reshuffle()
         _ = spread | "convert" >> beam.Map(convert_shard)
-    return finish(conversion, [read_note(job) for job in jobs], bad)
+    return finish(conversion, read_notes(jobs), bad)

@@ -5,11 +5,13 @@ stopped goes on with the shards that are missing.  `convert_shard` does the work
 of this machine and in `data_beam` wherever Apache Beam runs.
 """
 
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -22,7 +24,8 @@ from clip_lite_jax.data.record_files import tfds_features, write_tfds_metadata
 from clip_lite_jax.data.records import Example, encode_record, write_raw_records
 from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.errors import BadImage, ConfigError
-from clip_lite_jax.files import read_json, write_atomic
+from clip_lite_jax.files import cache_folder, read_json
+from clip_lite_jax.remote import Place, RemotePath, each, place, write_text, writing
 
 SETTINGS_FILE, MANIFEST_FILE, SKIPPED_FILE = "convert.json", "manifest.json", "skipped.jsonl"
 FORMATS = ("records", "tfds")
@@ -35,6 +38,7 @@ class Conversion:
     data: str
     """The `DataConfig` of the source, as JSON: conversions are compared and travel."""
     folder: str
+    """A path or URL."""
     format: str = "records"
     """``records``: ours.  ``tfds``: what `tfds.builder_from_directory` reads."""
     resize: int | None = None
@@ -56,16 +60,16 @@ class Job:
     shards: int
 
     @property
-    def path(self) -> Path:
-        place = f"{self.number:05}-of-{self.shards:05}"
+    def path(self) -> Place:
+        number = f"{self.number:05}-of-{self.shards:05}"
         if self.conversion.format == "tfds":
-            name = f"{self.conversion.name}-{self.split}.array_record-{place}"
+            name = f"{self.conversion.name}-{self.split}.array_record-{number}"
         else:
-            name = f"{self.split}-{place}.arrayrecord"
-        return Path(self.conversion.folder, name)
+            name = f"{self.split}-{number}.arrayrecord"
+        return place(self.conversion.folder) / name
 
     @property
-    def note(self) -> Path:
+    def note(self) -> Place:
         """The file that says what the shard holds, written after it."""
         return self.path.with_name(f".{self.path.name}.json")
 
@@ -83,7 +87,7 @@ class Done:
     """Ids and reasons of what was left out."""
 
 
-def conversion_of(data: DataConfig, folder: Path, **options: Any) -> Conversion:
+def conversion_of(data: DataConfig, folder: Path | str, **options: Any) -> Conversion:
     """A `Conversion` of what `data` names; options as there."""
     return Conversion(as_text(data), str(folder), **options)
 
@@ -96,22 +100,23 @@ def convert(conversion: Conversion, processes: int) -> dict[str, Any]:
       DataError: the source cannot be read.
     """
     jobs, bad = plan(conversion)
-    missing = [job for job in jobs if not is_done(job)]
+    missing = unfinished(jobs)
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="shard") as bar:
         for _ in run_jobs(convert_shard, missing, processes):
             bar.update()
-    return finish(conversion, [read_note(job) for job in jobs], bad)
+    return finish(conversion, read_notes(jobs), bad)
 
 
 def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
     """The shards of all splits, and what is known to be bad before any image is read."""
     if conversion.format not in FORMATS:
         raise ConfigError(f"--format {conversion.format}: choose from {', '.join(FORMATS)}")
-    folder = Path(conversion.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.tmp"):  # of a process that was killed
-        leftover.unlink()
-    skipped = folder / SKIPPED_FILE
+    folder = place(conversion.folder)
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):  # of a process that was killed
+            leftover.unlink()
+    skipped = _skipped(folder)
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
     sources = open_sources(from_text(conversion.data), bad)
@@ -130,19 +135,25 @@ def convert_shard(job: Job) -> Done:
     indices = range(start, min(start + job.conversion.per_shard, len(source)))
     bad: list[tuple[str, str]] = []
     encode = _encode_tfds if job.conversion.format == "tfds" else encode_record
-    written = write_raw_records(job.path, map(encode, _examples(job, source, indices, bad)))
-    done = Done(job.split, job.number, written, job.path.stat().st_size, bad)
-    write_atomic(job.note, json.dumps(asdict(done)))
+    with writing(job.path) as path:
+        written = write_raw_records(path, map(encode, _examples(job, source, indices, bad)))
+        size = path.stat().st_size
+    done = Done(job.split, job.number, written, size, bad)
+    write_text(job.note, json.dumps(asdict(done)))
     return done
 
 
-def is_done(job: Job) -> bool:
-    return job.path.is_file() and job.note.is_file()
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """Those whose shard or note is not there."""
+    folders = {job.conversion.folder for job in jobs}
+    there = {path.name for folder in folders for path in place(folder).iterdir()}
+    return [job for job in jobs if not {job.path.name, job.note.name} <= there]
 
 
-def read_note(job: Job) -> Done:
-    note = read_json(job.note)
-    return Done(**note | {"bad": [(id, reason) for id, reason in note["bad"]]})
+def read_notes(jobs: Sequence[Job]) -> list[Done]:
+    """What became of each."""
+    notes = each(read_json, [job.note for job in jobs])
+    return [Done(**note | {"bad": [(id, why) for id, why in note["bad"]]}) for note in notes]
 
 
 def finish(conversion: Conversion, done: Sequence[Done], bad: BadExamples) -> dict[str, Any]:
@@ -157,12 +168,15 @@ def finish(conversion: Conversion, done: Sequence[Done], bad: BadExamples) -> di
         known["bytes"] += shard.size
         known["shards"].append(shard.written)
     manifest = {"format": conversion.format, "splits": splits, "skipped": len(bad)}
-    folder = Path(conversion.folder)
+    folder = place(conversion.folder)
     if conversion.format == "tfds":
         lengths = {split: known["shards"] for split, known in splits.items()}
         sizes = {split: known["bytes"] for split, known in splits.items()}
-        write_tfds_metadata(folder, conversion.name, lengths, sizes)
-    write_atomic(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
+        with _beside_shards(folder) as path:
+            write_tfds_metadata(path, conversion.name, lengths, sizes)
+    if isinstance(folder, RemotePath):
+        (folder / SKIPPED_FILE).write_bytes(_skipped(folder).read_bytes() if len(bad) else b"")
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
@@ -178,7 +192,8 @@ def describe(manifest: dict[str, Any]) -> str:
 
 def _check_folder(conversion: Conversion, data: str) -> None:
     """Raises `ConfigError` where the folder has shards of another source or other settings."""
-    path = Path(conversion.folder, SETTINGS_FILE)
+    folder = place(conversion.folder)
+    path = folder / SETTINGS_FILE
     settings = asdict(replace(conversion, data="", folder="")) | {"fingerprint": data}
     if path.is_file():
         known = read_json(path)
@@ -189,9 +204,34 @@ def _check_folder(conversion: Conversion, data: str) -> None:
                 f"{conversion.folder} holds another conversion ({listed}): choose another folder, "
                 "or empty this one"
             )
-    elif others := [name for name in os.listdir(conversion.folder) if name != SKIPPED_FILE]:
+    elif others := [path.name for path in folder.iterdir() if path.name != SKIPPED_FILE]:
         raise ConfigError(f"{conversion.folder} is not empty ({others[0]}): choose another folder")
-    write_atomic(path, json.dumps(settings, indent=2) + "\n")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _skipped(folder: Place) -> Path:
+    """Where is listed what cannot be used, of a remote folder until it is sent there."""
+    if isinstance(folder, Path):
+        return folder / SKIPPED_FILE
+    path = cache_folder() / "convert" / f"{hashlib.sha256(str(folder).encode()).hexdigest()}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _beside_shards(folder: Place) -> Iterator[Path]:
+    """A folder to write files to, which then lie in `folder`; it shows which shards are there."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with TemporaryDirectory() as name:
+        shards = {path.name for path in folder.iterdir() if ".array_record-" in path.name}
+        for shard in shards:
+            Path(name, shard).touch()
+        yield Path(name)
+        for path in Path(name).iterdir():
+            if path.name not in shards:
+                (folder / path.name).upload(path)
 
 
 def _examples(

@@ -7,7 +7,7 @@ from pathlib import Path
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.leaks import Leak, keys_of, leak_between
-from clip_lite_jax.data.pairs import FileImages, Pairs
+from clip_lite_jax.data.pairs import FileImages, Pairs, RemoteImages
 from clip_lite_jax.data.sources import Source, build_sources
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.files import write_atomic
@@ -35,7 +35,7 @@ def compare(
 def write_clean(path: Path, ours: Mapping[str, Source], theirs: Mapping[str, Source]) -> str:
     """Writes the training pairs without what leaks as JSON lines; says how to train on them."""
     train = ours["train"]
-    if not (isinstance(train, Pairs) and isinstance(train.images, FileImages)):
+    if not (isinstance(train, Pairs) and isinstance(train.images, (FileImages, RemoteImages))):
         raise DataError("only sources whose images are files can be written as a table of them")
     judged = [source for split, source in theirs.items() if split != "train"]
     leaking = set().union(*(keys_of(source).to_pylist() for source in judged)) - {None}

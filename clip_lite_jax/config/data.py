@@ -81,7 +81,8 @@ class DataConfig:
     source: str = "emoji"
     """``emoji`` or ``shapes`` (built in), ``tfds:NAME``, or the path of a table (``.csv``,
     ``.tsv``, ``.jsonl``, ``.parquet``), of COCO's or Karpathy's ``.json``, of Flickr30k's
-    ``.token``, of shards (``.tar``, ``.arrayrecord``) or of a folder; see docs/data.md."""
+    ``.token``, of shards (``.tar``, ``.arrayrecord``) or of a folder, or the URL of one; see
+    docs/data.md."""
     format: str | None = None
     """What `source` is, where its name does not say so; see `data.sources.FORMATS`."""
     shapes: ShapesConfig = ShapesConfig()

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.pairs import FileImages, Found
+from clip_lite_jax.data.pairs import Found, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS, array
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import DataError
+from clip_lite_jax.remote import Place, place
 
 Items = Sequence[Mapping[str, Any]]
 
@@ -20,7 +21,7 @@ def read_annotations(config: DataConfig) -> Found:
     Raises:
       DataError: it is neither, or no folder with its images is found.
     """
-    path = Path(config.source)
+    path = place(config.source)
     content = read_json(path)
     images = items_of(path, content, "images")
     if "annotations" in content:
@@ -40,7 +41,7 @@ def read_annotations(config: DataConfig) -> Found:
     )
 
 
-def _coco(path: Path, images: Items, annotations: Items, config: DataConfig) -> Found:
+def _coco(path: Place, images: Items, annotations: Items, config: DataConfig) -> Found:
     """``annotations/captions_train2017.json``, its images in ``train2017`` beside its folder.
 
     The split is the one in the file's name, if there is one.  Format: cocodataset.org, "Caption
@@ -61,7 +62,7 @@ def _coco(path: Path, images: Items, annotations: Items, config: DataConfig) -> 
     return _found(path, folder, list(names.values()), list(captions.values()), splits, strays)
 
 
-def _karpathy(path: Path, images: Items, config: DataConfig) -> Found:
+def _karpathy(path: Place, images: Items, config: DataConfig) -> Found:
     """``dataset_coco.json`` or ``dataset_flickr30k.json``.
 
     ``restval``, COCO's validation images that he leaves over, are for training, as everybody has
@@ -81,13 +82,13 @@ def _karpathy(path: Path, images: Items, config: DataConfig) -> Found:
 
 def read_flickr30k(config: DataConfig) -> Found:
     """Flickr30k's token file, ``results_20130124.token``: ``name.jpg#0``, a tab, the caption."""
-    path = Path(config.source)
+    path = place(config.source)
     names: list[str] = []
     captions: list[str] = []
     lines: list[int] = []
     bad: dict[int, str] = {}
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -102,11 +103,12 @@ def read_flickr30k(config: DataConfig) -> Found:
         raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"data.source={path}: {error}") from error
-    near = [path.parent / name for name in ("flickr30k-images", "flickr30k_images", "images", "")]
+    usual = ("flickr30k-images", "flickr30k_images", "images")
+    near = [*(path.parent / name for name in usual), path.parent]
     ids = array(names, TEXT)
     return Found(
         str(path),
-        FileImages(image_folder(config, path, near, names), ids),
+        images_in(image_folder(config, path, near, names), ids),
         ids,
         [array(captions, TEXT)],
         place=lambda row: f"{path.name}:{lines[row]}",
@@ -114,9 +116,9 @@ def read_flickr30k(config: DataConfig) -> Found:
     )
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise DataError(f"data.source={path}: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -124,18 +126,18 @@ def read_json(path: Path) -> Any:
 
 
 def image_folder(
-    config: DataConfig, path: Path, candidates: Sequence[Path], names: Iterable[str]
-) -> Path:
+    config: DataConfig, path: Place, candidates: Sequence[Place], names: Iterable[str]
+) -> Place:
     """`data.image_folder`, or the first candidate that holds one of the first images.
 
     Raises:
       DataError: none of them does.
     """
     if config.image_folder:
-        return Path(config.image_folder)
+        return place(config.image_folder)
     some = [name for name, _ in zip(names, range(20), strict=False)]
     for folder in candidates:
-        if any(_is_file(folder / name) for name in some):
+        if any(_is_file(folder, name) for name in some):
             return folder
     looked = ", ".join(str(folder) for folder in candidates)
     raise DataError(
@@ -144,16 +146,16 @@ def image_folder(
     )
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(folder: Place, name: str) -> bool:
     try:
-        return path.is_file()
+        return (folder / name).is_file()
     except (OSError, ValueError):
         return False
 
 
 def _found(
-    path: Path,
-    folder: Path,
+    path: Place,
+    folder: Place,
     names: Sequence[str],
     captions: Sequence[Sequence[str]],
     splits: Sequence[str],
@@ -166,7 +168,7 @@ def _found(
     nothing: list[list[str]] = [[] for _ in strays]
     return Found(
         str(path),
-        FileImages(folder, ids),
+        images_in(folder, ids),
         ids,
         [array([*texts, *nothing], TEXTS)],
         splits=array([*splits, *("" for _ in strays)], TEXT),
@@ -175,14 +177,14 @@ def _found(
     )
 
 
-def items_of(path: Path, content: Any, key: str) -> Items:
+def items_of(path: Place, content: Any, key: str) -> Items:
     items = content.get(key) if isinstance(content, dict) else None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(f"{path}: {key!r} is no list of objects")
     return items
 
 
-def text_of(path: Path, item: Mapping[str, Any], key: str) -> str:
+def text_of(path: Place, item: Mapping[str, Any], key: str) -> str:
     value = item.get(key)
     if not isinstance(value, str):
         raise DataError(f"{path}: {key!r} of {str(item)[:80]} is no text")

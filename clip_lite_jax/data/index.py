@@ -11,14 +11,15 @@ from tqdm import tqdm
 
 from clip_lite_jax.files import cache_folder, replacing
 from clip_lite_jax.processes import process_pool
+from clip_lite_jax.remote import Place, version_of
 
 ALONE_BYTES = 2**28
 """Less is read before another process has started."""
 
 
 def indices(
-    paths: Sequence[Path],
-    make: Callable[[Path], pa.Table],
+    paths: Sequence[Place],
+    make: Callable[[Place], pa.Table],
     version: Sequence[Any],
     processes: int,
 ) -> Iterator[pa.Table]:
@@ -29,10 +30,11 @@ def indices(
       version: whatever `make` depends on besides the file, whose path, size and time count anyway.
       processes: how many make tables at a time.
     """
-    files = [_file(path, version) for path in paths]
+    known = [version_of(path) for path in paths]
+    files = [_file((*some, *version)) for some in known]
     new = [pair for pair in zip(paths, files, strict=True) if not pair[1].exists()]
     job = partial(_make, make)
-    little = sum(path.stat().st_size for path, _ in new) < ALONE_BYTES
+    little = sum(version_of(path)[1] for path, _ in new) < ALONE_BYTES
     if processes < 2 or len(new) < 2 or little:
         for pair in tqdm(new, "index", disable=little):
             job(pair)
@@ -45,7 +47,7 @@ def indices(
             yield pa.ipc.open_file(source).read_all()
 
 
-def _make(make: Callable[[Path], pa.Table], pair: tuple[Path, Path]) -> None:
+def _make(make: Callable[[Place], pa.Table], pair: tuple[Place, Path]) -> None:
     path, file = pair
     table = make(path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +55,6 @@ def _make(make: Callable[[Path], pa.Table], pair: tuple[Path, Path]) -> None:
         writer.write_table(table)
 
 
-def _file(path: Path, version: Sequence[Any]) -> Path:
-    status = path.stat()
-    known = (str(path.resolve()), status.st_size, status.st_mtime_ns, *version)
+def _file(known: tuple[Any, ...]) -> Path:
     name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
     return cache_folder() / "index" / f"{name}.arrow"

@@ -20,11 +20,12 @@ from PIL import Image
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.annotations import image_folder, items_of, read_json, text_of
-from clip_lite_jax.data.folders import pictures
-from clip_lite_jax.data.pairs import FileImages, Found, Images
+from clip_lite_jax.data.folders import name_in, pictures
+from clip_lite_jax.data.pairs import Found, Images, images_in
 from clip_lite_jax.data.rows import ATTRIBUTES, TEXT, array
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import DataError
+from clip_lite_jax.remote import Place, each, place
 
 MAX_IDX_BYTES = 2**31
 """Of an unpacked file of MNIST's format; the published ones have 47 million."""
@@ -67,7 +68,7 @@ def read_cifar(config: DataConfig) -> Found:
 
     Format: cs.toronto.edu/~kriz/cifar.html, "Binary version".
     """
-    folder = Path(config.source)
+    folder = place(config.source)
     hundred = (folder / "fine_label_names.txt").is_file()
     names = _lines(folder / ("fine_label_names.txt" if hundred else "batches.meta.txt"))
     if hundred:
@@ -97,7 +98,7 @@ def read_idx(config: DataConfig) -> Found:
     Classes are named in ``labels.txt``, one on each line; else they are Fashion-MNIST's if the
     folder is called so, and digits if not.
     """
-    folder = Path(config.source)
+    folder = place(config.source)
     names: Sequence[str] = [str(digit) for digit in range(10)]
     if (folder / "labels.txt").is_file():
         names = _lines(folder / "labels.txt")
@@ -122,14 +123,14 @@ def read_imagenet(config: DataConfig) -> Found:
     ``LOC_synset_mapping.txt`` (a line: ``n01440764 tench, Tinca tinca``), in the folder or the one
     above, names the classes; the first name counts.
     """
-    root = Path(config.source)
+    root = place(config.source)
     mapping = next(
         (p for p in (root / SYNSETS, root.parent / SYNSETS) if p.is_file()), root / SYNSETS
     )
     names = dict(re.split(r"\s+", line, maxsplit=1) for line in _lines(mapping) if " " in line)
     paths, labels, splits = [], [], []
     for path in pictures(root):
-        parts = path.relative_to(root).parts
+        parts = name_in(root, path).parts
         if len(parts) < 2 or parts[-2] not in names:
             raise DataError(f"{path} is in no folder of a class that {mapping.name} names")
         paths.append("/".join(parts))
@@ -148,7 +149,7 @@ def read_voc(config: DataConfig) -> Found:
     only in objects marked so.  ``trainval`` without ``train`` and ``val`` is for training.
     Format: the development kit's documentation, sections 4 and 8.
     """
-    root = Path(config.source)
+    root = place(config.source)
     lists = root / "ImageSets" / "Main"
     ids: dict[str, str] = {}
     for name in ("train", "val", "test", "trainval"):
@@ -158,8 +159,8 @@ def read_voc(config: DataConfig) -> Found:
     if not ids:
         raise DataError(f"{lists} has no train.txt, val.txt, test.txt or trainval.txt")
     labels, difficult = [], []
-    for id in ids:
-        easy, hard = _objects(root / "Annotations" / f"{id}.xml")
+    files = [root / "Annotations" / f"{id}.xml" for id in ids]
+    for easy, hard in each(_objects, files):
         labels.append(sorted(easy | hard))
         difficult.append(",".join(sorted(hard - easy)))
     paths = [f"JPEGImages/{id}.jpg" for id in ids]
@@ -173,7 +174,7 @@ def read_inaturalist(config: DataConfig) -> Found:
     Species are named in the file's ``categories``, or in ``categories.json`` beside it.  Format:
     github.com/visipedia/inat_comp, 2018.
     """
-    path = Path(config.source)
+    path = place(config.source)
     content = read_json(path)
     images = items_of(path, content, "images")
     labels = {
@@ -209,13 +210,13 @@ def _of_arrays(
 
 def _of_files(
     config: DataConfig,
-    root: Path,
+    root: Place,
     paths: Sequence[str],
     labels: Sequence[Sequence[str]],
     splits: Sequence[str],
     attributes: Sequence[Mapping[str, str]] | None = None,
 ) -> Found:
-    images = FileImages(root, array(paths, TEXT))
+    images = images_in(root, array(paths, TEXT))
     return _labelled(config, paths, images, labels, splits, attributes or [{} for _ in paths])
 
 
@@ -246,7 +247,7 @@ def _labelled(
     )
 
 
-def _objects(path: Path) -> tuple[set[str], set[str]]:
+def _objects(path: Place) -> tuple[set[str], set[str]]:
     """The classes of a picture's objects: those that are plain to see, and those that are not."""
     content = _content(path)
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # no annotation needs any
@@ -263,7 +264,7 @@ def _objects(path: Path) -> tuple[set[str], set[str]]:
     return easy - {""}, hard - {""}
 
 
-def _idx(path: Path, dimensions: int) -> np.ndarray:
+def _idx(path: Place, dimensions: int) -> np.ndarray:
     """A file of bytes in MNIST's format: yann.lecun.org/exdb/mnist."""
     packed = path.with_name(f"{path.name}.gz")
     if path.is_file():
@@ -281,15 +282,15 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Place) -> list[str]:
     try:
         return [line.strip() for line in _content(path).decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Place) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error

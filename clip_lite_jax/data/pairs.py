@@ -17,6 +17,7 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import TEXTS, Rows
 from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.remote import Place, RemotePath
 
 CHECKED_FILES = 200_000
 """Of so many images it is looked up at the start whether their files are there; of longer tables
@@ -104,6 +105,57 @@ class FileImages(Images):
 
 _SUSPICIOUS = r"^$|^[/\\]|\.\.|:|\x00"
 """Paths that may be none, or leave the folder."""
+
+
+@dataclass(frozen=True)
+class RemoteImages(Images):
+    """Images below one folder of a bucket or server, each read when it is asked for."""
+
+    root: RemotePath
+    paths: pa.Array
+    """Relative to `root`, `rows.TEXT`."""
+
+    def read(self, index: int) -> bytes:
+        path = self._place(index)
+        try:
+            data = path.read(0, MAX_BYTES + 1)
+        except FileNotFoundError as error:
+            raise BadImage("no such file") from error
+        except DataError as error:
+            raise BadImage(f"cannot be read: {error}") from error
+        if len(data) > MAX_BYTES:
+            raise BadImage(f"over {MAX_BYTES:,} bytes")
+        return data
+
+    def missing(self) -> dict[int, str]:
+        """What a look at the names tells: to look for the files would take a request for each."""
+        reasons = {}
+        suspicious = pc.fill_null(pc.match_substring_regex(self.paths, _SUSPICIOUS), True)
+        for row in np.flatnonzero(suspicious).tolist():
+            try:
+                self._place(row)
+            except BadImage as error:
+                reasons[row] = str(error)
+        return reasons
+
+    def take(self, indices: np.ndarray) -> RemoteImages:
+        return RemoteImages(self.root, self.paths.take(pa.array(indices)))
+
+    def _place(self, index: int) -> RemotePath:
+        name = self.paths[index].as_py()
+        if not name:
+            raise BadImage("no image path")
+        try:
+            return self.root / name
+        except DataError as error:
+            raise BadImage(str(error)) from error
+
+
+def images_in(folder: Place, paths: pa.Array) -> FileImages | RemoteImages:
+    """Images below a folder, `paths` relative to it."""
+    if isinstance(folder, RemotePath):
+        return RemoteImages(folder, paths)
+    return FileImages(folder, paths)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Parquet files of captions with image paths, or with the images themselves."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.pairs import MAX_BYTES, FileImages, Found, Images
+from clip_lite_jax.data.pairs import MAX_BYTES, Found, Images, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.data.tables import check_names, needed
 from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.remote import Place, each, place
 
 
 def read_parquet(config: DataConfig) -> Found:
@@ -30,6 +31,7 @@ def read_parquet(config: DataConfig) -> Found:
       DataError: no such files, a missing column, or one that holds something else.
     """
     paths = shard_paths(config.source, ".parquet")
+    list(each(os.fspath, paths))  # of remote files a copy, several at a time
     tables, counts = [], []
     for path in paths:
         try:
@@ -48,7 +50,7 @@ def read_parquet(config: DataConfig) -> Found:
     owner = np.repeat(np.arange(len(paths)), counts)
     number = np.concatenate([np.arange(count) for count in counts])
 
-    def place(row: int) -> str:
+    def where(row: int) -> str:
         return f"{paths[owner[row]].name}, row {number[row]}"
 
     def column(name: str | None, type: pa.DataType = TEXT) -> pa.Array | None:
@@ -57,15 +59,16 @@ def read_parquet(config: DataConfig) -> Found:
     images: Images
     if config.image_column in table.column_names:
         ids = column(config.image_column)
-        images = FileImages(Path(config.image_folder or paths[0].parent), ids)
+        folder = place(config.image_folder) if config.image_folder else paths[0].parent
+        images = images_in(folder, ids)
     else:
-        ids = array([place(row).replace(", row ", "/") for row in range(len(owner))], TEXT)
-        images = ParquetImages(tuple(map(str, paths)), config.image_column, owner, number)
+        ids = array([where(row).replace(", row ", "/") for row in range(len(owner))], TEXT)
+        images = ParquetImages(paths, config.image_column, owner, number)
     splits = column(config.split_column)
     if splits is None:
         splits = splits_of_files([path.name for path in paths], owner)
     captions = [column(name, table.schema.field(name).type) for name in config.caption_columns]
-    return Found(config.source, images, ids, captions, column(config.group_column), splits, place)
+    return Found(config.source, images, ids, captions, column(config.group_column), splits, where)
 
 
 class ParquetImages(Images):
@@ -78,7 +81,7 @@ class ParquetImages(Images):
     GROUPS = 2
 
     def __init__(
-        self, paths: Sequence[str], column: str, owner: np.ndarray, number: np.ndarray
+        self, paths: Sequence[Place], column: str, owner: np.ndarray, number: np.ndarray
     ) -> None:
         """`owner` ``[N]``: the file of each row; `number` ``[N]``: its row there."""
         self.paths, self.column, self.owner, self.number = tuple(paths), column, owner, number
@@ -135,7 +138,7 @@ def _columns(schema: pa.Schema, config: DataConfig) -> list[str]:
     return [name for name in needed(config) if name != config.image_column or not holds_images]
 
 
-def _plain(path: Path, table: pa.Table, config: DataConfig) -> pa.Table:
+def _plain(path: Place, table: pa.Table, config: DataConfig) -> pa.Table:
     """Columns of `TEXT`, or `TEXTS` where captions are lists; white space around them goes."""
     columns = {}
     for name in table.column_names:

@@ -1,5 +1,6 @@
 """Whole data sets in ArrayRecord files: our own, and those of TensorFlow Datasets."""
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from clip_lite_jax.data.rows import TEXT, Rows, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.remote import Place, each, is_remote
 
 TFDS = "tfds:"
 """Before the name of a data set that TensorFlow Datasets has prepared."""
@@ -34,6 +36,7 @@ def read_records(config: DataConfig) -> Found:
       DataError: no such files.
     """
     paths = shard_paths(config.source, ".arrayrecord")
+    list(each(os.fspath, paths))  # of remote files a copy, several at a time
     tables = list(indices(paths, _index_records, ("records", 1), config.threads))
     owner = np.repeat(np.arange(len(paths), dtype=np.int32), [len(table) for table in tables])
     number = np.concatenate([np.arange(len(table)) for table in tables])
@@ -44,7 +47,7 @@ def read_records(config: DataConfig) -> Found:
     return replace(found, place=lambda row: f"{paths[owner[row]].name}, record {number[row]}")
 
 
-def _index_records(path: Path) -> pa.Table:
+def _index_records(path: Place) -> pa.Table:
     source = RecordSource(path)
     try:
         count = len(source)
@@ -163,6 +166,12 @@ def _builder(source: str) -> Any:
     import tensorflow_datasets as tfds  # takes a second
 
     name = source.removeprefix(TFDS)
+    if is_remote(name):
+        raise DataError(
+            f"data.source={source!r}: prepared data sets of TFDS are read from a local disk. Copy "
+            "the folder there; or convert it there once with `clip-lite data convert` and read "
+            "the records from the bucket"
+        )
     try:
         if Path(name).is_dir():
             return tfds.builder_from_directory(name)
@@ -246,7 +255,7 @@ def feature_of(example: Mapping[str, Any], name: str) -> Any:
     return feature_of(example[first], rest)
 
 
-def _index_tfds(info: Path, config: DataConfig) -> pa.Table:
+def _index_tfds(info: Place, config: DataConfig) -> pa.Table:
     builder = _builder(str(info.parent))
     columns, group = list(config.caption_columns), config.group_column
     classes = {}

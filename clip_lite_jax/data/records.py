@@ -104,7 +104,7 @@ class RawRecords:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = path
         self._lock = threading.Lock()
         self._reader: Any = None
 
@@ -123,15 +123,16 @@ class RawRecords:
                 raise ValueError(f"{self.path}, record {index}: {error}") from error
         return record
 
-    def __reduce__(self) -> tuple[type[RawRecords], tuple[str]]:
+    def __reduce__(self) -> tuple[type[RawRecords], tuple[str | os.PathLike[str]]]:
         return type(self), (self.path,)
 
     def _open(self) -> Any:
         """The reader, opened once; the caller holds the lock."""
         if self._reader is None:
-            if not os.path.isfile(self.path):
+            file = os.fspath(self.path)
+            if not os.path.isfile(file):
                 raise FileNotFoundError(f"no record file at {self.path}")
-            reader = array_record_module.ArrayRecordReader(self.path, _READER_OPTIONS)
+            reader = array_record_module.ArrayRecordReader(file, _READER_OPTIONS)
             if not reader.ok():  # it reports a damaged file as one with no records
                 raise ValueError(f"{self.path} is not a complete ArrayRecord file")
             self._reader = reader

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from clip_lite_jax.data.pairs import MAX_BYTES, Found, Images
 from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.remote import Place, RemotePath, each, matching, place, version_of
 
 SCHEMA = pa.schema(
     [
@@ -58,9 +59,7 @@ def read_shards(config: DataConfig) -> Found:
     refused = np.flatnonzero(np.asarray(pc.binary_length(table["reason"])))
     return Found(
         config.source,
-        TarImages(
-            tuple(map(str, paths)), shard, np.asarray(table["offset"]), np.asarray(table["size"])
-        ),
+        TarImages(tuple(paths), shard, np.asarray(table["offset"]), np.asarray(table["size"])),
         in_one_piece(ids, TEXT),
         [in_one_piece(table["captions"].chunks, TEXTS)],
         splits=splits_of_files([path.name for path in paths], shard),
@@ -72,7 +71,7 @@ def read_shards(config: DataConfig) -> Found:
 class TarImages(Images):
     """Images inside tar files."""
 
-    paths: tuple[str, ...]
+    paths: tuple[Place, ...]
     shard: np.ndarray
     """int32 ``[N]``: the place in `paths`."""
     offset: np.ndarray
@@ -82,10 +81,11 @@ class TarImages(Images):
     def read(self, index: int) -> bytes:
         path, size = self.paths[self.shard[index]], int(self.size[index])
         try:
-            with open(path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), size, int(self.offset[index]))
+            data = _part(path, int(self.offset[index]), size)
         except OSError as error:
             raise BadImage(f"{path} cannot be read: {error.strerror}") from error
+        except DataError as error:
+            raise BadImage(str(error)) from error
         if len(data) < size:
             raise BadImage(f"{path} has become shorter")
         return data
@@ -94,7 +94,14 @@ class TarImages(Images):
         return TarImages(self.paths, self.shard[indices], self.offset[indices], self.size[indices])
 
 
-def shard_paths(source: str, ending: str) -> list[Path]:
+def _part(path: Place, offset: int, size: int) -> bytes:
+    if isinstance(path, RemotePath):
+        return path.read(offset, offset + size)
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
+
+
+def shard_paths(source: str, ending: str) -> Sequence[Place]:
     """A file, the files of a folder with this ending, or those that a pattern means.
 
     A pattern has ``*`` or ``?``, or ``{00000..00331}``, all numbers from one to the other.
@@ -102,19 +109,20 @@ def shard_paths(source: str, ending: str) -> list[Path]:
     Raises:
       DataError: there are none, or one that the pattern counts up is missing.
     """
-    if os.path.isdir(source):
-        paths = sorted(Path(source).glob(f"*{ending}"))
-    elif "{" in source and not os.path.exists(source):
-        paths = [Path(name) for name in _braces(source)]
-        if missing := [path for path in paths if not path.is_file()]:
+    whole = place(source)
+    paths: Sequence[Place] = [whole]
+    if whole.is_dir():
+        paths = sorted(whole.glob(f"*{ending}"), key=str)
+    elif "{" in source and not whole.is_file():
+        paths = [type(whole)(name) for name in _braces(source)]
+        there = each(lambda path: path.is_file(), paths)
+        if missing := [path for path, found in zip(paths, there, strict=True) if not found]:
             raise DataError(
                 f"data.source={source!r}: {len(missing)} of {len(paths)} files are not there, "
                 f"{missing[0]} first"
             )
-    elif glob.has_magic(source) and not os.path.exists(source):
-        paths = sorted(map(Path, glob.glob(source, recursive=True)))
-    else:
-        paths = [Path(source)]
+    elif glob.has_magic(source) and not whole.is_file():
+        paths = matching(source)
     if not paths or not paths[0].is_file():
         raise DataError(f"data.source={source!r}: no such file, and no folder with {ending} files")
     if len(paths) > 1:
@@ -122,7 +130,7 @@ def shard_paths(source: str, ending: str) -> list[Path]:
     return paths
 
 
-def _check_complete(source: str, paths: Sequence[Path]) -> None:
+def _check_complete(source: str, paths: Sequence[Place]) -> None:
     """Raises `DataError` where names count to more than there are: ``train-00003-of-00008``."""
     there: dict[tuple[str, int], set[int]] = {}
     for path in paths:
@@ -160,13 +168,13 @@ def _braces(pattern: str) -> Iterator[str]:
     return ("".join(names) for names in product(*choices))
 
 
-def _prefixed(path: Path, keys: pa.ChunkedArray) -> pa.Array:
+def _prefixed(path: Place, keys: pa.ChunkedArray) -> pa.Array:
     return pc.binary_join_element_wise(
         pa.scalar(path.stem, TEXT), in_one_piece(keys.chunks, TEXT), pa.scalar("/", TEXT)
     )
 
 
-def _index(path: Path, caption_keys: Sequence[str]) -> pa.Table:
+def _index(path: Place, caption_keys: Sequence[str]) -> pa.Table:
     samples = list(samples_of(path, caption_keys))
     columns = {name: [getattr(sample, name) for sample in samples] for name in SCHEMA.names}
     return pa.table([array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
@@ -183,7 +191,7 @@ class Sample:
     reason: str = ""
 
 
-def samples_of(path: Path, caption_keys: Sequence[str]) -> Iterator[Sample]:
+def samples_of(path: Place, caption_keys: Sequence[str]) -> Iterator[Sample]:
     """The samples of a shard, in its order; of a damaged one those before the damage.
 
     The last one then has the damage as its reason.
@@ -192,7 +200,7 @@ def samples_of(path: Path, caption_keys: Sequence[str]) -> Iterator[Sample]:
     sample: Sample | None = None
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            end = path.stat().st_size
+            end = version_of(path)[1]
             for member in tar:
                 if member.isdir():
                     continue
@@ -204,6 +212,8 @@ def samples_of(path: Path, caption_keys: Sequence[str]) -> Iterator[Sample]:
                 sample.reason = sample.reason or _refused(member, end)
                 if not sample.reason:
                     _take(sample, ending, member, tar, caption_keys)
+    except DataError:  # a server that does not answer is no damaged file
+        raise
     # tarfile raises whatever int() and struct do on damaged headers.
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         if sample is not None:

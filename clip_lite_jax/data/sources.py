@@ -32,6 +32,7 @@ from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import Rows, texts
 from clip_lite_jax.data.splits import uniform
 from clip_lite_jax.errors import DataError
+from clip_lite_jax.remote import Place, place
 
 EMOJI_FILE = Path(__file__).parent / "builtin" / "emoji.arrayrecord"
 
@@ -286,7 +287,7 @@ def format_of(config: DataConfig) -> str:
         return config.format
     if config.source.startswith(record_files.TFDS):
         return "tfds"
-    path = Path(config.source)
+    path = place(config.source)
     if path.suffix.lower() in ENDINGS:
         return ENDINGS[path.suffix.lower()]
     if path.is_dir():
@@ -309,7 +310,7 @@ TELLING = {
 """What a folder of a format holds that others do not."""
 
 
-def _format_of_folder(path: Path) -> str:
+def _format_of_folder(path: Place) -> str:
     """Shards, a published set, or pictures: with texts beside them, or in folders of classes."""
     for name, format in TELLING.items():
         if next(path.glob(name), None):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ import pyarrow.csv as pa_csv
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import rows
-from clip_lite_jax.data.pairs import FileImages, Found
+from clip_lite_jax.data.pairs import Found, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS
 from clip_lite_jax.errors import DataError
+from clip_lite_jax.remote import Place, place
 
 
 def read_table(config: DataConfig) -> Found:
@@ -29,7 +29,7 @@ def read_table(config: DataConfig) -> Found:
     Raises:
       DataError: no such file, a missing column, or text that is not UTF-8.
     """
-    path = Path(config.source)
+    path = place(config.source)
     try:
         return READERS[path.suffix.lower()](path, config)
     except UnicodeDecodeError as error:
@@ -45,7 +45,7 @@ def needed(config: DataConfig) -> list[str]:
 
 
 def _found(
-    path: Path,
+    path: Place,
     config: DataConfig,
     columns: Mapping[str, pa.Array],
     line_of: Callable[[int], int],
@@ -54,7 +54,7 @@ def _found(
     image = columns[config.image_column]
     return Found(
         str(path),
-        FileImages(Path(config.image_folder or path.parent), image),
+        images_in(place(config.image_folder) if config.image_folder else path.parent, image),
         image,
         [columns[name] for name in config.caption_columns],
         columns[config.group_column] if config.group_column else None,
@@ -63,7 +63,7 @@ def _found(
     )
 
 
-def check_names(path: Path, config: DataConfig, names: Sequence[str]) -> None:
+def check_names(path: Place, config: DataConfig, names: Sequence[str]) -> None:
     for column in needed(config):
         if column not in names:
             raise DataError(
@@ -72,10 +72,10 @@ def check_names(path: Path, config: DataConfig, names: Sequence[str]) -> None:
             )
 
 
-def read_csv(path: Path, config: DataConfig) -> Found:
+def read_csv(path: Place, config: DataConfig) -> Found:
     """A CSV or TSV file with a header; cells that a short row lacks are empty."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         try:
             header = next(csv.reader(file, delimiter=delimiter, strict=True), [])
         except csv.Error as error:
@@ -87,7 +87,7 @@ def read_csv(path: Path, config: DataConfig) -> Found:
     return _read_any(path, delimiter, config, header)
 
 
-def _read_any(path: Path, delimiter: str, config: DataConfig, header: Sequence[str]) -> Found:
+def _read_any(path: Place, delimiter: str, config: DataConfig, header: Sequence[str]) -> Found:
     """Row by row, by the standard library: slow, but it says where what is wrong."""
     columns, pieces, lines = needed(config), [], [np.zeros(0, np.int32)]
     places = [header.index(name) for name in columns]
@@ -101,11 +101,11 @@ def _read_any(path: Path, delimiter: str, config: DataConfig, header: Sequence[s
     return _found(path, config, found, np.concatenate(lines).__getitem__)
 
 
-def _numbered_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _numbered_rows(path: Place, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The rows after the header, each with the line that it ends on; raises `DataError`."""
     last = 1
     # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             next(reader, None)
@@ -117,7 +117,7 @@ def _numbered_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]
             raise _wrong_quotes(path, last, error) from error
 
 
-def _wrong_quotes(path: Path, line: int, error: csv.Error) -> DataError:
+def _wrong_quotes(path: Place, line: int, error: csv.Error) -> DataError:
     return DataError(
         f"{path}, after line {line}: {error}; a caption that holds a quotation mark needs quotes "
         'around it, and the mark twice: "the ""big"" dog"'
@@ -127,7 +127,7 @@ def _wrong_quotes(path: Path, line: int, error: csv.Error) -> DataError:
 class _Lines:
     """The lines that rows end on, found by reading the file again if anybody asks."""
 
-    def __init__(self, path: Path, delimiter: str) -> None:
+    def __init__(self, path: Place, delimiter: str) -> None:
         self.path, self.delimiter = path, delimiter
 
     def __call__(self, row: int) -> int:
@@ -143,7 +143,7 @@ def _plain(header: Sequence[str]) -> bool:
     return len(set(header)) == len(header)
 
 
-def _read_plain(path: Path, delimiter: str, columns: list[str]) -> dict[str, pa.Array] | None:
+def _read_plain(path: Place, delimiter: str, columns: list[str]) -> dict[str, pa.Array] | None:
     """The columns of a regular file by Arrow's reader, five times faster; None where it is not.
 
     Arrow's reader takes wrong quotation marks for what they might mean, and may swallow rows.
@@ -177,12 +177,12 @@ def _read_plain(path: Path, delimiter: str, columns: list[str]) -> dict[str, pa.
 _BLOCK = 2**24
 
 
-def _quotes_are_regular(path: Path, delimiter: str) -> bool:
+def _quotes_are_regular(path: Place, delimiter: str) -> bool:
     """Whether every quotation mark begins or ends a cell, or is doubled within one (RFC 4180)."""
     edges = np.zeros(256, bool)
     edges[list(f'{delimiter}\r\n"'.encode())] = True
     inside, before = False, b"\n"
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         if file.peek(3)[:3] == codecs.BOM_UTF8:
             file.read(3)
         while block := file.read(_BLOCK):
@@ -202,13 +202,13 @@ def _cells(chunk: Sequence[tuple[int, list[str]]], place: int) -> pa.Array:
     return rows.trimmed(rows.array(cells, TEXT))
 
 
-def read_json_lines(path: Path, config: DataConfig) -> Found:
+def read_json_lines(path: Place, config: DataConfig) -> Found:
     """A file of one JSON object on each line; captions may be lists."""
     types = {name: TEXTS if name in config.caption_columns else TEXT for name in needed(config)}
     pieces: dict[str, list[pa.Array]] = {name: [] for name in types}
     lines, bad, names = [np.zeros(0, np.int32)], {}, set[str]()
     count = 0
-    with path.open(encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig") as file:
         numbered = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for chunk in rows.in_chunks(numbered):
             lines.append(np.array([number for number, _ in chunk], np.int32))
@@ -245,7 +245,7 @@ def _json_cell(name: str, value: Any, config: DataConfig) -> Any:
     return [item.strip() for item in items if item.strip()]
 
 
-READERS: dict[str, Callable[[Path, DataConfig], Found]] = {
+READERS: dict[str, Callable[[Place, DataConfig], Found]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".jsonl": read_json_lines,
