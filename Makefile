@@ -6,6 +6,7 @@ FROZEN := runs/one_negative
 FURNITURE := sweethome3d-furniture
 BIN := $(VENV)/bin
 LIBTPU := .work/libtpu
+BUCKETS := .work/buckets
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart warm-start compare costs encoders input-pipeline one-negative mutual-information test test-long format lock clean
@@ -43,8 +44,9 @@ test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed .venv-
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## what takes too long for every change
+test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed  ## what takes too long for every change
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
+	PYTHONPATH=$(BUCKETS) $(BIN)/python -m pytest tests/long/test_s3.py tests/long/test_gcs.py tests/long/test_http.py
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
@@ -88,6 +90,12 @@ $(VENV)/installed-towers: requirements-towers.txt $(VENV)/installed
 
 # Not in the environment: with libtpu in it every `import jax` would look for a TPU.
 $(LIBTPU)/installed: requirements-plan.txt $(VENV)/installed
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@touch $@
+
+# Not in the environment: servers and clients of object storage ask for much else.
+$(BUCKETS)/installed: requirements-buckets.txt $(VENV)/installed
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from buckets import everything, moved
 from fifty import FORMATS, fifty_pairs, written
 
 from clip_lite_jax.apps.data_convert import conversion_of, convert
@@ -45,27 +46,10 @@ def bucket(address: str, monkeypatch: pytest.MonkeyPatch, request: Any) -> str:
     return f"s3://{name}"
 
 
-def moved(config: DataConfig, folder: Path, bucket: str) -> DataConfig:
-    """The same data in the bucket."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            s3fs.S3FileSystem().pipe_file(f"{bucket}/{path.relative_to(folder)}", path.read_bytes())
-    images = config.image_folder and config.image_folder.replace(str(folder), bucket)
-    return replace(config, source=config.source.replace(str(folder), bucket), image_folder=images)
-
-
-def everything(config: DataConfig) -> dict[str, list[Any]]:
-    found = {}
-    for split, source in build_sources(config, BadExamples()).items():
-        examples = (source[i] for i in range(len(source)))
-        found[split] = [(e.id, e.group, e.captions, e.image) for e in examples]
-    return found
-
-
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"tfds_folder"}))
 def test_every_format(name: str, tmp_path: Path, bucket: str) -> None:
     local = written(name, tmp_path / "local")
-    config = moved(local, tmp_path / "local", bucket)
+    config = moved(local, tmp_path / "local", bucket, s3fs.S3FileSystem())
     assert everything(config) == everything(local)
     found, expected = (build_sources(c, BadExamples()) for c in (config, local))
     assert fingerprint(found) == fingerprint(expected)
@@ -74,7 +58,7 @@ def test_every_format(name: str, tmp_path: Path, bucket: str) -> None:
 @pytest.mark.parametrize("pattern", ["/train-*.tar", "/train-{00000..00004}.tar"])
 def test_patterns(pattern: str, tmp_path: Path, bucket: str) -> None:
     local = written("web_dataset", tmp_path / "local")
-    config = moved(local, tmp_path / "local", bucket)
+    config = moved(local, tmp_path / "local", bucket, s3fs.S3FileSystem())
     found = everything(replace(config, source=bucket + pattern))
     assert found["train"] == everything(local)["train"]
 
@@ -85,7 +69,7 @@ def test_what_is_not_there_or_empty_or_changes(tmp_path: Path, bucket: str) -> N
     with pytest.raises(DataError, match="No such file: 's3://no-such-bucket/gone.csv'"):
         everything(DataConfig(source="s3://no-such-bucket/gone.csv"))
     local = written("csv_rows", tmp_path / "local")
-    config = moved(local, tmp_path / "local", bucket)
+    config = moved(local, tmp_path / "local", bucket, s3fs.S3FileSystem())
     first = everything(config)
     train = build_sources(config, BadExamples())["train"]
     assert isinstance(train, Pairs)
@@ -105,7 +89,7 @@ def test_what_is_not_there_or_empty_or_changes(tmp_path: Path, bucket: str) -> N
 @pytest.mark.parametrize("format", ["records", "tfds"])
 def test_conversion(format: str, tmp_path: Path, bucket: str) -> None:
     local = written("csv_rows", tmp_path / "local")
-    config = moved(local, tmp_path / "local", bucket)
+    config = moved(local, tmp_path / "local", bucket, s3fs.S3FileSystem())
     expected = convert(conversion_of(local, tmp_path / "out", format=format, per_shard=7), 1)
     assert (
         convert(conversion_of(config, f"{bucket}/out", format=format, per_shard=7), 1) == expected
@@ -117,7 +101,7 @@ def test_conversion(format: str, tmp_path: Path, bucket: str) -> None:
 
 def test_the_command_by_processes_goes_on(tmp_path: Path, bucket: str) -> None:
     local = written("csv_rows", tmp_path / "local")
-    config = moved(local, tmp_path / "local", bucket)
+    config = moved(local, tmp_path / "local", bucket, s3fs.S3FileSystem())
     command = [sys.executable, "-m", "clip_lite_jax.cli", "data", "convert", config.source]
     command += [f"{bucket}/out", "--per-shard=5", "--processes=2"]
     command += ["--config.data.split_column=split"]
@@ -128,7 +112,9 @@ def test_the_command_by_processes_goes_on(tmp_path: Path, bucket: str) -> None:
 
 
 def test_a_process_that_was_forked(tmp_path: Path, bucket: str) -> None:
-    config = moved(written("csv_rows", tmp_path / "local"), tmp_path / "local", bucket)
+    config = moved(
+        written("csv_rows", tmp_path / "local"), tmp_path / "local", bucket, s3fs.S3FileSystem()
+    )
     train = build_sources(config, BadExamples())["train"]
     expected = train[0]  # connections are open before the fork
     receiver, sender = multiprocessing.Pipe()
@@ -140,7 +126,9 @@ def test_a_process_that_was_forked(tmp_path: Path, bucket: str) -> None:
 
 
 def test_the_check(tmp_path: Path, bucket: str, capfd: pytest.CaptureFixture[str]) -> None:
-    config = moved(written("csv_rows", tmp_path / "local"), tmp_path / "local", bucket)
+    config = moved(
+        written("csv_rows", tmp_path / "local"), tmp_path / "local", bucket, s3fs.S3FileSystem()
+    )
     command = ["data", "check", config.source, f"--out={tmp_path / 'check'}", "--processes=2"]
     assert main([*command, "--config.data.split_column=split"]) == 0
     assert "50" in capfd.readouterr().out
