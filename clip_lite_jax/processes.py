@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -22,17 +23,21 @@ def process_pool(
 
 
 def _begin(begin: Callable[..., None] | None, *given: Any) -> None:
-    _end_with_parent()
+    end_with_parent()
     if begin is not None:
         begin(*given)
 
 
-def _end_with_parent() -> None:
+@cache
+def end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
+    if parent is None:
+        return
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        wait([parent.sentinel])
+        wait([sentinel])
         os._exit(1)  # the pool's own queue never tells: every worker holds both of its ends
 
     threading.Thread(target=watch, daemon=True).start()

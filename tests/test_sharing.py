@@ -1,22 +1,26 @@
 """What worker processes map into memory."""
 
+import json
 import pickle
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from conftest import write_pairs
+import pytest
+from conftest import tiny_config, write_pairs
 
-from clip_lite_jax.config import DataConfig
+from clip_lite_jax.config import DataConfig, to_dict
+from clip_lite_jax.data import sharing
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sharing import Shared
 from clip_lite_jax.data.sources import build_sources
-
-
-def folder_of(shared: Shared) -> Path:
-    return shared.__reduce__()[1][0].parent
+from clip_lite_jax.metrics import read_metrics
 
 
 def test_arrays_come_back_without_being_copied() -> None:
@@ -39,14 +43,19 @@ def test_arrays_come_back_without_being_copied() -> None:
         assert not back["numbers"].flags.writeable
 
 
-def test_it_is_written_once_and_goes_with_its_object() -> None:
+@pytest.mark.parametrize("proc", [True, False])
+def test_it_is_written_once_and_goes_with_its_object(
+    proc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not proc:  # as on other systems than Linux
+        monkeypatch.setattr(sharing, "_OPEN_FILES", Path("/nowhere"))
     shared = Shared(np.arange(5))
     assert pickle.dumps(shared) == pickle.dumps(shared)
-    folder = folder_of(shared)
-    assert folder.stat().st_mode & 0o077 == 0
+    path = Path(shared.__reduce__()[1][0])
+    assert path.stat().st_mode & 0o077 == 0
     back = pickle.loads(pickle.dumps(shared))
     del shared
-    assert not folder.exists()
+    assert not path.exists()
     assert back.sum() == 10  # what is mapped stays
 
 
@@ -59,3 +68,35 @@ def test_a_source_is_the_same_in_another_process(tmp_path: Path) -> None:
     source = build_sources(config, BadExamples())["train"]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         assert pool.submit(ids, Shared(source)).result() == ids(source)
+
+
+ENDLESS = """
+import json, sys
+from pathlib import Path
+from clip_lite_jax.config import Config, from_dict
+from clip_lite_jax.train import train
+if __name__ == "__main__":
+    train(from_dict(Config, json.loads(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_workers_end_with_a_trainer_that_is_killed(pairs: Path, tmp_path: Path) -> None:
+    config = tiny_config(pairs)
+    config = replace(config, steps=10**6, data=replace(config.data, workers=2))
+    command = [sys.executable, "-c", ENDLESS, json.dumps(to_dict(config)), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as trainer:
+        deadline = time.monotonic() + 120
+        while not (read_metrics(tmp_path) and len(children(trainer.pid)) >= 2):
+            assert trainer.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        workers = children(trainer.pid)
+        trainer.kill()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]

@@ -24,6 +24,7 @@ from clip_lite_jax.data.sharing import Shared
 from clip_lite_jax.data.sources import IndependentPairs, Mixture, Source
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.models import Inputs
+from clip_lite_jax.processes import end_with_parent
 
 
 class TrainTransform(grain.transforms.RandomMap):
@@ -93,6 +94,11 @@ class TrainTransform(grain.transforms.RandomMap):
         """For processes that decode: the list of bad examples stays where it is."""
         self._shared = self._shared or Shared(self.source)
         return self.__dict__ | {"bad": None, "source": self._shared, "_shared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Grain's processes would wait for ever for a trainer that was killed.
+        end_with_parent()
+        self.__dict__.update(state)
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
