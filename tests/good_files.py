@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import decode
-from clip_lite_jax.data.records import Example, encode_record, write_records
+from clip_lite_jax.data.records import Example, write_records
 from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import BadImage, DataError
 

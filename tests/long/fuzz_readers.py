@@ -8,28 +8,31 @@ It stops at the first input that makes a reader raise anything but `DataError` a
 """
 
 import contextlib
+import copy
 import gzip
+import importlib
 import io
+import json
 import os
-
+import random
 import shutil
 import struct
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-LIMITS = ("-rss_limit_mb=2048", "-timeout=20", "-max_len=65536")
+LIMITS = ("-rss_limit_mb=2048", "-timeout=20")
 INSTRUMENTED = ("clip_lite_jax", "csv", "gzip", "json", "PIL", "tarfile", "xml")
 """Packages of pure Python that parse; of the first one its data modules alone."""
 
-Bytes = Callable[[bytes], bytes]
+Mutate = Callable[[bytes], bytes]
+"""libFuzzer's random changes."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,23 @@ class Target:
     Attributes:
       read: reads bytes as such a file.
       seeds: good ones.
-      plain, whole: from a file to what is worth changing in it, and back.  Random changes get no
-        further than a wrong checksum; most are made in what `plain` gives, and `whole` puts it
-        into a file whose checksums are right.
+      change: random changes that go deeper than those of any bytes, which get no further than a
+        checksum or the grammar; may raise where the file is damaged already.  The last argument is
+        a random number.
+      max_len: of the bytes.
     """
 
     read: Callable[[bytes], None]
     seeds: tuple[bytes, ...]
-    plain: Bytes | None = None
-    whole: Bytes | None = None
+    change: Callable[[bytes, Mutate, int], bytes] | None = None
+    max_len: int = 65_536
 
 
 def targets(folder: Path, good: Any) -> dict[str, Target]:
     """All kinds, read from files in `folder`; `good` is the module `good_files`."""
     import hostile
 
-    from clip_lite_jax.data.records import write_raw_records
+    from clip_lite_jax.data.records import encode_record, write_raw_records
 
     pictures = folder / "pictures"
     idx, voc = folder / "idx", folder / "voc"
@@ -90,30 +94,28 @@ def targets(folder: Path, good: Any) -> dict[str, Target]:
     packed = idx / "train-images-idx3-ubyte.gz"
     return {
         "csv": Target(file("pairs.csv", **split), (good.csv(),)),
-        "jsonl": Target(file("pairs.jsonl", **split), (good.json_lines(),)),
-        "coco": Target(file("captions_train.json", **near), (good.coco(), good.karpathy())),
+        "jsonl": Target(file("pairs.jsonl", **split), (good.json_lines(),), change_json_lines),
+        "coco": Target(
+            file("captions_train.json", **near), (good.coco(), good.karpathy()), change_json
+        ),
         "inaturalist": Target(
-            file("train2018.json", format="inaturalist", **near), (good.inaturalist(),)
+            file("train2018.json", format="inaturalist", **near),
+            (good.inaturalist(),),
+            change_json,
         ),
         "flickr": Target(file("results.token"), (good.flickr(),)),
-        "tar": Target(
-            file("shard.tar"), (good.shard(), good.gnu_shard()), lambda data: data, with_sums
-        ),
+        "tar": Target(file("shard.tar"), (good.shard(), good.gnu_shard()), change_tar),
         "parquet": Target(file("pairs.parquet"), (good.parquet(), good.parquet_of_paths())),
-        "records": Target(file("pairs.arrayrecord"), (good.records(),)),
-        "record": Target(record, tuple(map(good.encode_record, good.examples()))),
-        "idx": Target(
-            set_with(packed, idx, "idx"),
-            (packed.read_bytes(),),
-            lambda data: gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_PLAIN),
-            partial(gzip.compress, mtime=0),
+        "records": Target(
+            file("pairs.arrayrecord"), (good.records(),), change_records, len(good.records())
         ),
+        "record": Target(record, tuple(map(encode_record, good.examples()))),
+        "idx": Target(set_with(packed, idx, "idx"), (packed.read_bytes(),), change_gzip),
         "voc": Target(set_with(voc / "Annotations" / "a.xml", voc, "voc"), (good.voc(),)),
         "image": Target(
             good.read_image,
             tuple(data for data in images if len(data) <= MAX_SEED),
-            lambda data: data,
-            with_crcs,
+            change_png,
         ),
     }
 
@@ -123,12 +125,12 @@ TARGETS = (
     *("idx", "voc", "image"),
 )
 MAX_SEED = 8192
-MAX_PLAIN = 65_536
 
 
-def with_sums(data: bytes) -> bytes:
-    """A tar file whose headers have the checksums of their content."""
-    content = bytearray(data)
+def change_tar(data: bytes, mutate: Mutate, number: int) -> bytes:
+    """Headers with the checksums of their content."""
+    del number
+    content = bytearray(mutate(data))
     for start in range(0, len(content) - 511, 512):
         if content[start + 257 : start + 262] == b"ustar":
             content[start + 148 : start + 156] = b" " * 8
@@ -137,12 +139,11 @@ def with_sums(data: bytes) -> bytes:
     return bytes(content)
 
 
-def with_crcs(data: bytes) -> bytes:
-    """A PNG file whose chunks have the checksums of their content; any other as it is."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data
-    content, start = bytearray(data), 8
-    while start + 12 <= len(content):
+def change_png(data: bytes, mutate: Mutate, number: int) -> bytes:
+    """Chunks of PNG with the checksums of their content."""
+    del number
+    content, start = bytearray(mutate(data)), 8
+    while content.startswith(b"\x89PNG\r\n\x1a\n") and start + 12 <= len(content):
         end = start + 8 + int.from_bytes(content[start : start + 4], "big")
         if end + 4 > len(content):
             break
@@ -151,20 +152,81 @@ def with_crcs(data: bytes) -> bytes:
     return bytes(content)
 
 
-def fuzz(name: str, options: list[str], folder: Path) -> None:
+def change_gzip(data: bytes, mutate: Mutate, number: int) -> bytes:
+    del number
+    return gzip.compress(mutate(gzip.GzipFile(fileobj=io.BytesIO(data)).read(2**16)), mtime=0)
+
+
+def change_records(data: bytes, mutate: Mutate, number: int) -> bytes:
+    """Where an ArrayRecord file is not filled with zeros: at its start and that of the last block.
+
+    Its checksums are none that are quickly made.
+    """
+    start = (0, 65_536)[number % 2]
+    size = (8192, 256)[number % 2]
+    new = mutate(data[start : start + size])[:size]
+    return data[:start] + new + data[start + len(new) :]
+
+
+def change_json_lines(data: bytes, mutate: Mutate, number: int) -> bytes:
+    lines = data.splitlines()
+    place = number // 7 % len(lines)
+    lines[place] = change_json(lines[place], mutate, number)
+    return b"\n".join(lines)
+
+
+def change_json(data: bytes, mutate: Mutate, number: int) -> bytes:
+    """Other values or keys, of any type."""
+    content = json.loads(data)
+    rng = random.Random(number)
+    parts = list(_parts(content))
+    for _ in range(rng.randint(1, 3)):
+        if not parts:
+            break
+        owner, key = rng.choice(parts)
+        kind = rng.randrange(4)
+        if kind == 0 and isinstance(owner, dict):
+            owner[rng.choice(KEYS)] = owner.get(key)
+        elif kind == 1 and isinstance(owner, dict):
+            owner.pop(key, None)
+        elif kind == 2 and isinstance(owner[key], str):
+            owner[key] = mutate(owner[key].encode(errors="replace")).decode(
+                errors="surrogateescape"
+            )
+        else:
+            owner[key] = copy.deepcopy(rng.choice(VALUES))
+    return json.dumps(content).encode()
+
+
+VALUES = (None, True, 0, -1, 2**70, 1e308, float("nan"), "", "é", "\ud800", [], [[]], {}, {"": []})
+KEYS = ("image", "caption", "id", "name", "file_name", "filepath", "categories", "annotations", "")
+
+
+def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Every list and object of JSON with every key of its."""
+    if isinstance(content, (list, dict)):
+        for key in range(len(content)) if isinstance(content, list) else content:
+            yield content, key
+            yield from _parts(content[key])
+
+
+def fuzz(kind: str, options: list[str], folder: Path) -> None:
     """Never returns."""
     import atheris
 
     # Loaded before the rest asks for them, or they come without instruments.
     with atheris.instrument_imports(include=INSTRUMENTED[1:]):
-        import csv, gzip, json, tarfile, xml.etree.ElementTree  # noqa: E401, F401
+        for module in (gzip, json.decoder, json):
+            importlib.reload(module)
+        for name in INSTRUMENTED[1:]:
+            importlib.import_module(name)
 
     import clip_lite_jax.config
     import clip_lite_jax.files  # noqa: F401
 
     with atheris.instrument_imports(include=INSTRUMENTED):
         import good_files
-    target = targets(folder, good_files)[name]
+    target = targets(folder, good_files)[kind]
 
     index = Path(os.environ["CLIP_LITE_CACHE"], "index")
 
@@ -174,14 +236,15 @@ def fuzz(name: str, options: list[str], folder: Path) -> None:
         shutil.rmtree(index, ignore_errors=True)
 
     def changed(data: bytes, size: int, seed: int) -> bytes:
-        if target.plain and target.whole and seed % 4:
-            with contextlib.suppress(OSError, EOFError, zlib.error):
-                new = target.whole(atheris.Mutate(target.plain(data), MAX_PLAIN))
+        if target.change and seed % 4:
+            # Damaged files are changed as bytes.
+            with contextlib.suppress(Exception):
+                new = target.change(data, lambda part: atheris.Mutate(part, size), seed // 4)
                 if len(new) <= size:
                     return new
         return atheris.Mutate(data, size)
 
-    arguments = [sys.argv[0], *LIMITS, *options]
+    arguments = [sys.argv[0], *LIMITS, f"-max_len={target.max_len}", *options]
     if not any(os.path.isfile(option) for option in options):
         seeds, found = folder / "seeds", folder / "found"
         seeds.mkdir()
@@ -191,7 +254,7 @@ def fuzz(name: str, options: list[str], folder: Path) -> None:
         # What is new goes into the first of the folders.
         own = any(os.path.isdir(option) for option in options)
         arguments += [str(path) for path in ([seeds] if own else [found, seeds])]
-    mutator = {"custom_mutator": changed} if target.plain else {}
+    mutator = {"custom_mutator": changed} if target.change else {}
     atheris.Setup(arguments, one_input, **mutator)
     atheris.Fuzz()
 
