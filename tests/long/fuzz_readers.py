@@ -220,6 +220,7 @@ def fuzz(kind: str, options: list[str], folder: Path) -> None:
             importlib.reload(module)
         for name in INSTRUMENTED[1:]:
             importlib.import_module(name)
+        importlib.import_module("PIL.Image").init()  # its formats
 
     import clip_lite_jax.config
     import clip_lite_jax.files  # noqa: F401
