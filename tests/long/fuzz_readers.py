@@ -84,19 +84,10 @@ def targets(folder: Path, good: Any) -> dict[str, Target]:
     good.write_idx(idx)
     good.write_voc(voc)
 
-    def file(name: str, **fields: object) -> Callable[[bytes], None]:
-        path = pictures / name
-
+    def file(path: Path, source: Path | None = None, **fields: object) -> Callable[[bytes], None]:
         def read(data: bytes) -> None:
             path.write_bytes(data)
-            good.read(path, **fields)
-
-        return read
-
-    def set_with(path: Path, source: Path, format: str) -> Callable[[bytes], None]:
-        def read(data: bytes) -> None:
-            path.write_bytes(data)
-            good.read(source, format=format)
+            good.read(source or path, **fields)
 
         return read
 
@@ -109,25 +100,34 @@ def targets(folder: Path, good: Any) -> dict[str, Target]:
     images = (*hostile.usable().values(), *(data for data, _ in hostile.refused().values()))
     packed = idx / "train-images-idx3-ubyte.gz"
     return {
-        "csv": Target(file("pairs.csv", **split), (good.csv(),)),
-        "jsonl": Target(file("pairs.jsonl", **split), (good.json_lines(),), change_json_lines),
+        "csv": Target(file(pictures / "pairs.csv", **split), (good.csv(),)),
+        "jsonl": Target(
+            file(pictures / "pairs.jsonl", **split), (good.json_lines(),), change_json_lines
+        ),
         "coco": Target(
-            file("captions_train.json", **near), (good.coco(), good.karpathy()), change_json
+            file(pictures / "captions_train.json", **near),
+            (good.coco(), good.karpathy()),
+            change_json,
         ),
         "inaturalist": Target(
-            file("train2018.json", format="inaturalist", **near),
+            file(pictures / "train2018.json", format="inaturalist", **near),
             (good.inaturalist(),),
             change_json,
         ),
-        "flickr": Target(file("results.token"), (good.flickr(),)),
-        "tar": Target(file("shard.tar"), (good.shard(), good.gnu_shard()), change_tar),
-        "parquet": Target(file("pairs.parquet"), (good.parquet(), good.parquet_of_paths())),
+        "flickr": Target(file(pictures / "results.token"), (good.flickr(),)),
+        "tar": Target(file(pictures / "shard.tar"), (good.shard(), good.gnu_shard()), change_tar),
+        "parquet": Target(
+            file(pictures / "pairs.parquet"), (good.parquet(), good.parquet_of_paths())
+        ),
         "records": Target(
-            file("pairs.arrayrecord"), (good.records(),), change_records, len(good.records())
+            file(pictures / "pairs.arrayrecord"),
+            (good.records(),),
+            change_records,
+            len(good.records()),
         ),
         "record": Target(record, tuple(map(encode_record, good.examples()))),
-        "idx": Target(set_with(packed, idx, "idx"), (packed.read_bytes(),), change_gzip),
-        "voc": Target(set_with(voc / "Annotations" / "a.xml", voc, "voc"), (good.voc(),)),
+        "idx": Target(file(packed, idx, format="idx"), (packed.read_bytes(),), change_gzip),
+        "voc": Target(file(voc / "Annotations" / "a.xml", voc, format="voc"), (good.voc(),)),
         "image": Target(
             good.read_image,
             tuple(data for data in images if len(data) <= MAX_SEED),
