@@ -272,7 +272,8 @@ def test_damaged_idx(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train-images-idx3-ubyte"):
         read(config)
     huge = bytes((0, 0, 8, 3)) + np.array((2**31, 2**31, 2**31), ">u4").tobytes()
-    for content in (huge, huge[:3], huge[:6], huge[:-1]):
+    empty = bytes((0, 0, 8, 3)) + np.array((0, 2**32 - 1, 2**32 - 1), ">u4").tobytes()
+    for content in (huge, empty, huge[:3], huge[:6], huge[:-1]):
         path.write_bytes(content)
         with pytest.raises(DataError, match="no array of bytes in 3 dimensions"):
             read(config)

@@ -292,6 +292,8 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     start = 4 * (1 + dimensions)
     whole = content[:4] == bytes((0, 0, 8, dimensions)) and len(content) >= start
     shape = np.frombuffer(content[4:start], ">u4").tolist() if whole else []  # none overflows
+    # Beside a size of zero the others may be any, but NumPy multiplies them all the same.
+    whole = whole and math.prod(filter(None, shape)) <= MAX_IDX_BYTES
     if not whole or len(content) != start + math.prod(shape):
         raise DataError(f"{path}: no array of bytes in {dimensions} dimensions")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
