@@ -3,28 +3,18 @@
 Each example is a good file with some of its bytes changed, cut out or repeated.
 """
 
-import io
-import json
 import os
-import tarfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
+import good_files
 import hostile
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from good_files import read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.bad_examples import BadExamples
-from clip_lite_jax.data.image_ops import decode
-from clip_lite_jax.data.records import Example, write_records
 from clip_lite_jax.data.shards import samples_of
-from clip_lite_jax.data.sources import build_sources
-from clip_lite_jax.errors import BadImage, DataError
 
 Change = Callable[[bytes], bytes]
 
@@ -80,54 +70,19 @@ def changes(draw: st.DrawFn) -> Change:
 @bounded
 @given(change=changes())
 def test_images(format: str, change: Change) -> None:
-    try:
-        picture = decode(change(hostile.encoded(hostile.noise(), format)))
-    except BadImage:
-        return
-    assert picture.mode == "RGB"
-    picture.tobytes()
-
-
-def read(source: Path, **fields: object) -> None:
-    """Reads every example of every split, if there are any."""
-    bad = BadExamples()
-    try:
-        found = build_sources(DataConfig(source=str(source), threads=0, **fields), bad)
-    except DataError:
-        return
-    for split in found.values():
-        for i in range(len(split)):
-            try:
-                example = split[i]
-            except BadImage:
-                continue
-            assert isinstance(example.image, bytes)
-            assert all(isinstance(caption, str) and caption for caption in example.captions)
-
-
-@cache
-def jpeg() -> bytes:
-    return hostile.encoded(hostile.noise(), "JPEG")
-
-
-NAMES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    good_files.read_image(change(hostile.encoded(hostile.noise(), format)))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in NAMES:
-        (tmp_path / name).write_bytes(jpeg())
+    good_files.write_images(tmp_path)
     return tmp_path
 
 
 @bounded
 @given(change=changes())
 def test_csv(folder: Path, change: Change) -> None:
-    text = "image,caption,split\n" + "".join(
-        f'{name},"a picture, ""{name}"" é",{split}\n'
-        for name, split in zip(NAMES, ("train", "val", "test", ""), strict=True)
-    )
-    (folder / "pairs.csv").write_bytes(change(text.encode()))
+    (folder / "pairs.csv").write_bytes(change(good_files.csv()))
     read(folder / "pairs.csv", split_column="split")
 
 
@@ -142,68 +97,36 @@ def test_anything_as_a_table(folder: Path, data: bytes) -> None:
 @bounded
 @given(change=changes())
 def test_json_lines(folder: Path, change: Change) -> None:
-    rows = [{"image": name, "caption": ["ein Bild", "ü"], "split": "train"} for name in NAMES]
-    (folder / "pairs.jsonl").write_bytes(change("\n".join(map(json.dumps, rows)).encode()))
+    (folder / "pairs.jsonl").write_bytes(change(good_files.json_lines()))
     read(folder / "pairs.jsonl", split_column="split")
 
 
 @bounded
 @given(change=changes())
 def test_coco(folder: Path, change: Change) -> None:
-    content = {
-        "images": [{"id": i, "file_name": name} for i, name in enumerate(NAMES)],
-        "annotations": [{"id": i, "image_id": i, "caption": "a picture"} for i in range(4)],
-    }
-    (folder / "captions_train.json").write_bytes(change(json.dumps(content).encode()))
+    (folder / "captions_train.json").write_bytes(change(good_files.coco()))
     read(folder / "captions_train.json", image_folder=str(folder))
-
-
-@cache
-def shard() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in (*NAMES, "long" * 40 + ".jpg"):
-            for member, content in ((name, jpeg()), (name.replace(".jpg", ".txt"), b"a picture")):
-                info = tarfile.TarInfo(member)
-                info.size = len(content)
-                info.pax_headers = {"comment": "é"}
-                tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 @bounded
 @given(change=changes())
 def test_tar(folder: Path, change: Change) -> None:
     path = folder / "shard.tar"
-    path.write_bytes(change(shard()))
+    path.write_bytes(change(good_files.shard()))
     for sample in samples_of(path, ("caption",)):
         assert sample.reason or 0 <= sample.offset <= sample.offset + sample.size
     read(path)
 
 
-@cache
-def parquet() -> bytes:
-    buffer = io.BytesIO()
-    columns = {
-        "image": [{"bytes": jpeg(), "path": name} for name in NAMES],
-        "caption": [["a picture", "é"] for _ in NAMES],
-    }
-    pq.write_table(pa.table(columns), buffer, row_group_size=2)
-    return buffer.getvalue()
-
-
 @bounded
 @given(change=changes())
 def test_parquet(folder: Path, change: Change) -> None:
-    (folder / "pairs.parquet").write_bytes(change(parquet()))
+    (folder / "pairs.parquet").write_bytes(change(good_files.parquet()))
     read(folder / "pairs.parquet")
 
 
 @bounded
 @given(change=changes())
 def test_records(folder: Path, change: Change) -> None:
-    path = folder / "good.records"
-    if not path.exists():
-        write_records(path, [Example(name, name, ("a", "b"), jpeg(), {}) for name in NAMES])
-    (folder / "pairs.arrayrecord").write_bytes(change(path.read_bytes()))
+    (folder / "pairs.arrayrecord").write_bytes(change(good_files.records()))
     read(folder / "pairs.arrayrecord")

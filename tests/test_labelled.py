@@ -149,6 +149,38 @@ def test_voc(tmp_path: Path) -> None:
         read(DataConfig(source=str(root)))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<annotation>", "000001.xml is no XML: no element found"),
+        (b'<?xml version="1.0" encoding="none"?><annotation/>', "is no XML: unknown encoding"),
+        (b'<?xml version="1.0" encoding="gbk"?><annotation/>', "is no XML: multi-byte encodings"),
+        ('<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>'.encode("utf-16"), "is no UTF-8 text"),
+    ],
+)
+def test_damaged_annotations_of_voc(content: bytes, message: str, tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / "Annotations" / "000001.xml").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(DataConfig(source=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("a\x00b", "not a path: .*null"),
+        ("../../outside", "the path leaves"),
+        ("gone", "gone.xml: no such file"),
+    ],
+)
+def test_names_of_voc_that_are_none(id: str, message: str, tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOC2007")
+    (tmp_path / "outside.xml").write_text("<annotation/>")
+    (tmp_path / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_text(f"{id}\n")
+    with pytest.raises(DataError, match=message):
+        read(DataConfig(source=str(tmp_path / "VOC2007")))
+
+
 def test_inaturalist(tmp_path: Path) -> None:
     names = ["Aves/2761/abc.jpg", "Plantae/7/def.jpg"]
     for name, pair in zip(names, fifty_pairs(), strict=False):
@@ -171,6 +203,43 @@ def test_inaturalist(tmp_path: Path) -> None:
     assert labels(read(config)["train"]) == ["Corvus corax", "Rosa canina"]
     with pytest.raises(DataError, match="has categories, not captions: data.format='inaturalist'"):
         read(DataConfig(source=config.source))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"id": [], "file_name": "x"}]}, "train2018.json: 'id' of .* is no number"),
+        ({"annotations": [{"image_id": {}}]}, "'image_id' of .* is no number or text"),
+        ({"annotations": [{"image_id": 0, "category_id": []}]}, "'category_id' of .* is no number"),
+        ({"categories": {"name": 1}}, "train2018.json: 'categories' is no list of objects"),
+        ({"categories": [1]}, "train2018.json: 'categories' is no list of objects"),
+        ({"categories": [{"id": {}, "name": "x"}]}, "'id' of .* is no number or text"),
+        ({"categories": None}, "categories.json: 'categories' is no list of objects"),
+    ],
+)
+def test_damaged_inaturalist(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    content = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "train2018.json").write_text(json.dumps(content | changes))
+    (tmp_path / "categories.json").write_text("3" if changes == {"categories": None} else "[]")
+    config = DataConfig(
+        source=str(tmp_path / "train2018.json"),
+        format="inaturalist",
+        image_folder=str(tmp_path),
+    )
+    with pytest.raises(DataError, match=message):
+        read(config)
+
+
+def test_a_class_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(fifty_pairs()[0].image)
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 0, "category_id": 0}],
+        "categories": [{"id": 0, "name": "half \ud83d"}],
+    }
+    (tmp_path / "train2018.json").write_text(json.dumps(content))
+    config = DataConfig(source=str(tmp_path / "train2018.json"), format="inaturalist")
+    assert labels(read(config)["train"]) == ["half \\ud83d"]
 
 
 def cut(folder: Path, name: str) -> None:
@@ -203,6 +272,23 @@ def test_damaged_idx(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train-images-idx3-ubyte"):
         read(config)
     huge = bytes((0, 0, 8, 3)) + np.array((2**31, 2**31, 2**31), ">u4").tobytes()
-    path.write_bytes(huge)
-    with pytest.raises(DataError, match="no array of bytes in 3 dimensions"):
-        read(config)
+    empty = bytes((0, 0, 8, 3)) + np.array((0, 2**32 - 1, 2**32 - 1), ">u4").tobytes()
+    for content in (huge, empty, huge[:3], huge[:6], huge[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="no array of bytes in 3 dimensions"):
+            read(config)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [((2, 3, 4), (2, 3, 5), "3x4 and 3x5 pixels"), ((2, 0, 4), (2, 0, 4), "images of 0x4 pixels")],
+)
+def test_idx_of_odd_sizes(
+    train: tuple[int, ...], test: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    for prefix, shape in (("train", train), ("t10k", test)):
+        images, labels = np.zeros(shape, np.uint8), np.zeros(shape[0], np.uint8)
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", images, packed=False)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", labels, packed=False)
+    with pytest.raises(DataError, match=message):
+        read(DataConfig(source=str(tmp_path)))

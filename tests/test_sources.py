@@ -6,6 +6,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import good_files
 import pytest
 from fifty import (
     FORMATS,
@@ -227,6 +228,21 @@ def test_rows_that_are_no_rows(fifty: list[Pair], tmp_path: Path) -> None:
         ("a.json", '{"images": [{"id": 1}]}', "neither COCO's captions .* nor one of Karpathy's"),
         ("a.json", '{"images": [{"id": 1}], "annotations": []}', "'file_name' of .* is no text"),
         ("a.json", '{"images": [], "annotations": []}', "it lists none.*data.image_folder"),
+        (
+            "a.json",
+            '{"images": [{"id": [], "file_name": "x"}], "annotations": []}',
+            "'id' of .* is no number or text",
+        ),
+        (
+            "a.json",
+            '{"images": [], "annotations": [{"image_id": {}}]}',
+            "'image_id' of .* is no number or text",
+        ),
+        (
+            "a.json",
+            '{"images": [{"filename": "x", "filepath": [1], "sentences": []}]}',
+            "'filepath' of .* is no text",
+        ),
         ("a.token", "x.jpg#0\tcap\n", "none of its first images .x.jpg. is in .*flickr30k-images"),
         ("a.token", b"x.jpg#0\t\xff\n", "is not UTF-8"),
         ("a.parquet", "PAR1", "is no Parquet file"),
@@ -243,6 +259,13 @@ def test_files_that_cannot_be_used(
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         build_sources(DataConfig(source=str(tmp_path / name)), BadExamples())
+
+
+def test_parquet_columns_whose_names_are_no_unicode(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(good_files.parquet().replace(b"element", b"\xe1lement"))
+    with pytest.raises(DataError, match=r"a.parquet is no Parquet file that can be read: 'utf-8'"):
+        build_sources(DataConfig(source=str(path)), BadExamples())
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:

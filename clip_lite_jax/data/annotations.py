@@ -47,11 +47,11 @@ def _coco(path: Place, images: Items, annotations: Items, config: DataConfig) ->
     The split is the one in the file's name, if there is one.  Format: cocodataset.org, "Caption
     annotations".
     """
-    names = {image.get("id"): text_of(path, image, "file_name") for image in images}
+    names = {id_of(path, image, "id"): text_of(path, image, "file_name") for image in images}
     captions: dict[Any, list[str]] = {id: [] for id in names}
     strays = []
     for annotation in annotations:
-        texts = captions.get(annotation.get("image_id"))
+        texts = captions.get(id_of(path, annotation, "image_id"))
         if texts is None:
             strays.append(f"annotation {annotation.get('id')}")
         else:
@@ -71,7 +71,8 @@ def _karpathy(path: Place, images: Items, config: DataConfig) -> Found:
     """
     names, captions, splits = [], [], []
     for image in images:
-        filepath, name = image.get("filepath") or "", text_of(path, image, "filename")
+        filepath = text_of(path, image, "filepath") if image.get("filepath") else ""
+        name = text_of(path, image, "filename")
         names.append(f"{filepath}/{name}" if filepath else name)
         captions.append([text_of(path, s, "raw") for s in items_of(path, image, "sentences")])
         split = text_of(path, image, "split")
@@ -188,4 +189,12 @@ def text_of(path: Place, item: Mapping[str, Any], key: str) -> str:
     value = item.get(key)
     if not isinstance(value, str):
         raise DataError(f"{path}: {key!r} of {str(item)[:80]} is no text")
+    return value
+
+
+def id_of(path: Place, item: Mapping[str, Any], key: str) -> Any:
+    """A number or text, or None where there is none."""
+    value = item.get(key)
+    if isinstance(value, (list, dict)):
+        raise DataError(f"{path}: {key!r} of {str(item)[:80]} is no number or text")
     return value

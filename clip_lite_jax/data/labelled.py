@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.annotations import image_folder, items_of, read_json, text_of
+from clip_lite_jax.data.annotations import id_of, image_folder, items_of, read_json, text_of
 from clip_lite_jax.data.folders import name_in, pictures
-from clip_lite_jax.data.pairs import Found, Images, images_in
+from clip_lite_jax.data.pairs import Found, Images, images_in, inside
 from clip_lite_jax.data.rows import ATTRIBUTES, TEXT, array
 from clip_lite_jax.data.splits import split_in
-from clip_lite_jax.errors import DataError
+from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.remote import Place, each, place
 
 MAX_IDX_BYTES = 2**31
@@ -104,7 +104,8 @@ def read_idx(config: DataConfig) -> Found:
         names = _lines(folder / "labels.txt")
     elif "fashion" in str(folder.resolve()).lower():
         names = FASHION
-    pixels, labels = [], []
+    pixels: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     splits: list[str] = []
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = _idx(folder / f"{prefix}-images-idx3-ubyte", 3)
@@ -114,6 +115,12 @@ def read_idx(config: DataConfig) -> Found:
         pixels.append(images)
         labels.append(found)
         splits += [split] * len(images)
+    sizes = list(dict.fromkeys(images.shape[1:] for images in pixels))
+    if len(sizes) > 1 or 0 in sizes[0]:
+        several = " and ".join(f"{height}x{width}" for height, width in sizes)
+        raise DataError(
+            f"{folder}: images of {several} pixels; all of a set have the same, and none is empty"
+        )
     return _of_arrays(config, np.concatenate(pixels), np.concatenate(labels), names, splits)
 
 
@@ -159,7 +166,7 @@ def read_voc(config: DataConfig) -> Found:
     if not ids:
         raise DataError(f"{lists} has no train.txt, val.txt, test.txt or trainval.txt")
     labels, difficult = [], []
-    files = [root / "Annotations" / f"{id}.xml" for id in ids]
+    files = [_inside(root, f"Annotations/{id}.xml") for id in ids]
     for easy, hard in each(_objects, files):
         labels.append(sorted(easy | hard))
         difficult.append(",".join(sorted(hard - easy)))
@@ -178,16 +185,18 @@ def read_inaturalist(config: DataConfig) -> Found:
     content = read_json(path)
     images = items_of(path, content, "images")
     labels = {
-        a.get("image_id"): a.get("category_id") for a in items_of(path, content, "annotations")
+        id_of(path, a, "image_id"): id_of(path, a, "category_id")
+        for a in items_of(path, content, "annotations")
     }
-    known = content.get("categories")
+    known = items_of(path, content, "categories") if content.get("categories") else ()
     if not known or "name" not in known[0]:
-        known = read_json(path.with_name("categories.json"))
-    names = {c.get("id"): text_of(path, c, "name") for c in known if isinstance(c, dict)}
+        beside = path.with_name("categories.json")
+        known = items_of(beside, {"categories": read_json(beside)}, "categories")
+    names = {id_of(path, c, "id"): text_of(path, c, "name") for c in known}
     paths = [text_of(path, image, "file_name") for image in images]
     found = []
     for image in images:
-        label = names.get(labels.get(image.get("id")))
+        label = names.get(labels.get(id_of(path, image, "id")))
         found.append([] if label is None else [label])
     folder = image_folder(config, path, [path.parent, path.parent.parent], paths)
     return _of_files(config, folder, paths, found, [split_in(path.stem)] * len(paths))
@@ -247,18 +256,28 @@ def _labelled(
     )
 
 
+def _inside(root: Place, name: str) -> Place:
+    """`pairs.inside` for a file that must be there."""
+    try:
+        return inside(root, name) if isinstance(root, Path) else root / name
+    except BadImage as error:
+        raise DataError(f"{root / name}: {error}") from error
+
+
 def _objects(path: Place) -> tuple[set[str], set[str]]:
     """The classes of a picture's objects: those that are plain to see, and those that are not."""
     content = _content(path)
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # no annotation needs any
-        raise DataError(f"{path}: an annotation that defines entities")
+    # No annotation needs any; null bytes are UTF-16, in which they would look otherwise.
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
+        raise DataError(f"{path}: an annotation that defines entities, or is no UTF-8 text")
     try:
-        root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+        annotation = ElementTree.fromstring(content)
+    # ValueError and LookupError: an encoding of several bytes, and one that is unknown.
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path} is no XML: {error}") from error
     easy: set[str] = set()
     hard: set[str] = set()
-    for item in root.iter("object"):
+    for item in annotation.iter("object"):
         name = (item.findtext("name") or "").strip()
         (hard if item.findtext("difficult") == "1" else easy).add(name)
     return easy - {""}, hard - {""}
@@ -276,8 +295,11 @@ def _idx(path: Place, dimensions: int) -> np.ndarray:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{packed}: {error}") from error
     start = 4 * (1 + dimensions)
-    shape = np.frombuffer(content[4:start], ">u4").tolist()  # whole numbers: none overflows
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + math.prod(shape):
+    whole = content[:4] == bytes((0, 0, 8, dimensions)) and len(content) >= start
+    shape = np.frombuffer(content[4:start], ">u4").tolist() if whole else []  # none overflows
+    # Beside a size of zero the others may be any, but NumPy multiplies them all the same.
+    whole = whole and math.prod(filter(None, shape)) <= MAX_IDX_BYTES
+    if not whole or len(content) != start + math.prod(shape):
         raise DataError(f"{path}: no array of bytes in {dimensions} dimensions")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

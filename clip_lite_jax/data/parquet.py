@@ -39,7 +39,8 @@ def read_parquet(config: DataConfig) -> Found:
                 check_names(path, config, file.schema_arrow.names)
                 table = file.read(columns=_columns(file.schema_arrow, config))
                 table.validate(full=True)  # texts are UTF-8, lists within their bounds
-        except (pa.ArrowException, OSError) as error:
+        # UnicodeDecodeError: of names of columns.
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is no Parquet file that can be read: {error}") from error
         tables.append(_plain(path, table, config))
         counts.append(len(table))

@@ -97,7 +97,9 @@ def array(values: Sequence[Any], type: pa.DataType = TEXT) -> pa.Array:
 def _encodable(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
-    return [_encodable(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_encodable, value))  # pairs have to stay tuples
+    return value
 
 
 def in_one_piece(chunks: Sequence[pa.Array], type: pa.DataType) -> pa.Array:
