@@ -87,7 +87,7 @@ def main() -> None:
         command += ["--workers", str(known.workers)]
         for _ in range(3):
             environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-            done = subprocess.run(command, capture_output=True, check=True, env=environment)
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
             print(done.stdout.decode().strip())
         print(f"{path.stat().st_size / 1e9:.2f} GB; {json.dumps(provenance())}")
 

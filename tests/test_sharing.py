@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -100,3 +100,11 @@ def test_workers_end_with_a_trainer_that_is_killed(pairs: Path, tmp_path: Path) 
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for path in found for child in path.read_text().split()]
+
+
+def test_threads_that_pickle_at_once_write_one_file() -> None:
+    shared = Shared(np.zeros(10**6))
+    with ThreadPoolExecutor(8) as pool:
+        written = set(pool.map(lambda _: pickle.dumps(shared), range(8)))
+    assert len(written) == 1
+    assert pickle.loads(written.pop()).shape == (10**6,)

@@ -200,10 +200,15 @@ def _antialiased(image: Image.Image, box: Box, size: int, flipped: bool) -> np.n
 
 def _bilinear(image: Image.Image, box: Box, size: int, flipped: bool) -> np.ndarray:
     left, upper, right, lower = map(round, box)
-    whole = (left, upper, max(right, left + 1), max(lower, upper + 1))
+    width, height = max(1, right - left), max(1, lower - upper)
     # Four neighbours say enough of a pixel that covers less than two in either direction.
-    times = min(right - left, lower - upper) // size
-    part = image.reduce(times, whole) if times > 1 else image.crop(whole)
+    across, down = max(1, width // size), max(1, height // size)
+    if across > 1 or down > 1:  # what does not divide stays outside, as much on either side
+        left, upper = left + width % across // 2, upper + height % down // 2
+        box = (left, upper, left + width - width % across, upper + height - height % down)
+        part = image.reduce((across, down), box)
+    else:
+        part = image.crop((left, upper, left + width, upper + height))
     pixels = cv2.resize(np.asarray(part), (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(cv2.flip(pixels, 1) if flipped else pixels)
 

@@ -45,7 +45,7 @@ class TrainTransform(grain.transforms.RandomMap):
         """With `second` a row holds another view and another caption, for self-supervision."""
         self.source, self.inputs, self.config, self.bad = source, inputs, config, bad
         self.second = second
-        self._shared: Shared | None = None
+        self._shared: Shared | None = Shared(source)
         self.mask_equal_captions = not isinstance(source, IndependentPairs)
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
@@ -92,7 +92,6 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that decode: the list of bad examples stays where it is."""
-        self._shared = self._shared or Shared(self.source)
         return self.__dict__ | {"bad": None, "source": self._shared, "_shared": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

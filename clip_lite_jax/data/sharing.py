@@ -3,6 +3,7 @@
 import mmap
 import os
 import pickle
+import threading
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
 from typing import Any
@@ -24,38 +25,40 @@ class Shared:
         self.value = value
         self._file: Any = None
         self._reduced: tuple[Any, ...] | None = None
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._reduced is None:
-            if _OPEN_FILES.exists():
-                self._file = TemporaryFile()  # noqa: SIM115  as long as this object
-                path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-            else:
-                self._file = NamedTemporaryFile()  # noqa: SIM115
-                path = self._file.name
-            self._reduced = _read, (path, *_write(self._file, self.value))
-        return self._reduced
+        with self._lock:  # processes may be started by several threads
+            if self._reduced is None:
+                if _OPEN_FILES.exists():
+                    self._file = TemporaryFile()  # noqa: SIM115  as long as this object
+                    path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+                else:
+                    self._file = NamedTemporaryFile()  # noqa: SIM115
+                    path = self._file.name
+                self._reduced = _read, (path, *_write(self._file, self.value))
+            return self._reduced
 
 
-Place = tuple[int, int]
+Span = tuple[int, int]
 """First byte in the file, and the one after the last."""
 
 
-def _write(file: Any, value: Any) -> tuple[Place, list[Place]]:
+def _write(file: Any, value: Any) -> tuple[Span, list[Span]]:
     """Where in the file the pickle lies, and where its buffers."""
     buffers: list[pickle.PickleBuffer] = []
     content = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    places = []
+    spans = []
     for data in (memoryview(content), *(buffer.raw() for buffer in buffers)):
         file.write(bytes(-file.tell() % ALIGNMENT))
         start = file.tell()
         file.write(data)
-        places.append((start, file.tell()))
+        spans.append((start, file.tell()))
     file.flush()
-    return places[0], places[1:]
+    return spans[0], spans[1:]
 
 
-def _read(path: str, content: Place, buffers: list[Place]) -> Any:
+def _read(path: str, content: Span, buffers: list[Span]) -> Any:
     with open(path, "rb") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     parts = [mapped[start:stop] for start, stop in buffers]
