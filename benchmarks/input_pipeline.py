@@ -39,15 +39,15 @@ BATCH, BATCHES = 64, 4
 PER_SHARD = 500
 CORE = 0
 READERS = {
-    "decode": "libjpeg-turbo, decoding alone",
-    "ours crop": "crop, flip, resize",
-    "ours crop bilinear": "the same, `resampling='bilinear'`",
-    "ours full": "full: jitter drawn, for the accelerator",
-    "ours full bilinear": "the same, `resampling='bilinear'`",
-    "ours applied bilinear": "the same, jitter applied on this core",
+    "decode": "libjpeg-turbo: decode, no more",
+    "ours crop": "ours: crop, flip, resize",
+    "ours crop bilinear": "ours, bilinear: crop, flip, resize",
     "loader crop": "DataLoader: crop, resize, normalise",
-    "loader full": "DataLoader: full",
     "webdataset crop": "WebDataset: crop, resize, normalise",
+    "ours full": "ours: full, jitter left to the accelerator",
+    "ours full bilinear": "ours, bilinear: full, jitter left to the accelerator",
+    "ours applied bilinear": "ours, bilinear: full, jitter applied on this core too",
+    "loader full": "DataLoader: full",
     "webdataset full": "WebDataset: full",
 }
 
