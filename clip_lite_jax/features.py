@@ -25,6 +25,7 @@ from tqdm import tqdm
 from clip_lite_jax.color_jitter import UNCHANGED, color_jitter
 from clip_lite_jax.config import Config
 from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.image_ops import check_resampling
 from clip_lite_jax.data.inputs import Pixels, TextInput, TowerInputs
 from clip_lite_jax.data.records import RawRecords, write_raw_records
 from clip_lite_jax.data.sources import Source
@@ -234,6 +235,8 @@ def _image_encoder(
 ) -> Callable[[Sequence[str]], Iterator[np.ndarray | str]]:
     """Ids → features ``[1 + views, F]``: of the view of evaluation and of random ones."""
     views = config.data.cached_views
+    if views:
+        check_resampling(config.data.augment)
 
     def pictures(id: str) -> tuple[np.ndarray, np.ndarray] | str:
         """Of an image, its views ``[1 + views, H, W, 3]`` and their changes."""

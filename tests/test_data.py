@@ -518,8 +518,11 @@ def test_bilinear_crops_of_the_smallest_pictures() -> None:
 
 def test_bilinear_needs_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig(augment=AugmentConfig(resampling="bilinear"))
-    Pixels(config)
+    source = build_sources(DataConfig(), BadExamples())["train"]
+    tokenizer = Tokenizer(train_tokenizer(captions_of(source), 300), 8)
+    inputs = TowerInputs(Pixels(config), tokenizer)
+    TrainTransform(source, inputs, config, BadExamples())
     monkeypatch.setattr(image_ops, "cv2", None)
-    Pixels(DataConfig())
+    TrainTransform(source, inputs, DataConfig(), BadExamples())
     with pytest.raises(ConfigError, match=r"resampling='bilinear' needs OpenCV: pip install"):
-        Pixels(config)
+        TrainTransform(source, inputs, config, BadExamples())

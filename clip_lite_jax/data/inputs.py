@@ -53,9 +53,6 @@ class Pixels:
 
     config: DataConfig
 
-    def __post_init__(self) -> None:
-        image_ops.check_resampling(self.config.augment)
-
     @property
     def blank(self) -> np.ndarray:
         return np.zeros((self.config.image_size, self.config.image_size, 3), np.uint8)

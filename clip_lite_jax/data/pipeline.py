@@ -19,6 +19,7 @@ from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import check_resampling
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sharing import Shared
 from clip_lite_jax.data.sources import IndependentPairs, Mixture, Source
@@ -42,7 +43,11 @@ class TrainTransform(grain.transforms.RandomMap):
         bad: BadExamples,
         second: bool = False,
     ) -> None:
-        """With `second` a row holds another view and another caption, for self-supervision."""
+        """With `second` a row holds another view and another caption, for self-supervision.
+
+        Raises `ConfigError` where `config` asks for what is not installed.
+        """
+        check_resampling(config.augment)
         self.source, self.inputs, self.config, self.bad = source, inputs, config, bad
         self.second = second
         self._shared: Shared | None = Shared(source)
