@@ -24,6 +24,7 @@ def draw_changes(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray 
     turn as a share of the circle).
     """
     strengths = (config.brightness, config.contrast, config.saturation)
+    # Drawn even where it decides nothing: what is drawn after it is then the same in all runs.
     jitters = rng.random() < config.jitter
     if not config.jitter or not any((*strengths, config.hue)):
         return None
@@ -78,9 +79,11 @@ def _blend(planes: Planes, kind: Array, factor: Array) -> Planes:
     """Away from black, from the mean grey or from its own grey, by a factor; rounded as Pillow."""
     red, green, blue = (plane.astype(jnp.int32) for plane in planes)
     # Luma of ITU-R BT.601 in whole numbers.
-    grey = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(jnp.float32)
-    mean = jnp.floor(jnp.mean(grey, axis=(-2, -1), keepdims=True) + 0.5)
+    grey = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    count = grey.shape[-2] * grey.shape[-1]
+    mean = (2 * jnp.sum(grey, axis=(-2, -1), keepdims=True) + count) // (2 * count)
     origin = jnp.where(kind == BRIGHTNESS, 0, jnp.where(kind == CONTRAST, mean, grey))
+    origin = origin.astype(jnp.float32)
 
     def changed(plane: Array) -> Array:
         blend = origin + factor * (plane.astype(jnp.float32) - origin)

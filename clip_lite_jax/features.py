@@ -160,7 +160,11 @@ def build_inputs(
     inputs = TowerInputs(images, texts)
     if "image" in model.cached:
         places = _places(sources)
-        encode = _image_encoder(config, images, places, compiled(_features_of_changed(model), 2))
+        features = compiled(_features_of_changed(model), 2)
+        if not config.data.cached_views:  # nothing changes the view of evaluation
+            plain = compiled(model.image_features, 1)
+            features = lambda images, _: plain(images)  # noqa: E731
+        encode = _image_encoder(config, images, places, features)
         settings: list[Any] = [config.data.image_size, config.data.resize, model.module.pixel_mean]
         settings += [model.module.pixel_std, config.model.dtype, config.data.cached_views]
         if config.data.cached_views:

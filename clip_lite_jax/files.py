@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clip_lite_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from clip_lite_jax.remote import Place
+    from clip_lite_jax.places import Place
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -50,7 +51,8 @@ def cache_folder() -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Another name to write under; that file takes the place of `path` if no error is raised."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Threads, and machines that share the folder, may write the same file at once.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Files that are not on this machine: ``s3://``, ``gs://`` and whatever else fsspec knows.
+"""Files that are not on this machine, ``s3://``, ``gs://`` and whatever else fsspec knows.
 
 A `RemotePath` stands where a `Path` would.  What opens it (it is an ``os.PathLike``) gets a local
 copy, made once of each version of the object; parts of it are read without one.
@@ -14,13 +14,10 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
@@ -28,7 +25,7 @@ import fsspec
 from fsspec.callbacks import TqdmCallback
 
 from clip_lite_jax.errors import DataError
-from clip_lite_jax.files import cache_folder, replacing, write_atomic
+from clip_lite_jax.files import cache_folder, replacing
 
 Result = TypeVar("Result")
 
@@ -36,8 +33,6 @@ WAITS = (0.5, 2.0, 5.0)
 """Seconds before each further attempt at what may go better the next time."""
 PATIENCE = 30.0
 """Seconds after which there is none: some packages try for longer by themselves."""
-THREADS = 16
-"""Requests at a time where there are many."""
 PART = 2**23
 """Bytes of a request where a file is read from end to end."""
 SHOWN_BYTES = 2**26
@@ -71,7 +66,10 @@ class Known(NamedTuple):
 
 
 class _Once(Generic[Result]):
-    """A ``cached_property`` without the lock that all instances share on Python 3.11."""
+    """A ``cached_property`` without the lock that all instances share on Python 3.11.
+
+    With 3.12 as the oldest Python it can be that.
+    """
 
     def __init__(self, function: Callable[[Any], Result]) -> None:
         self.function = function
@@ -105,7 +103,16 @@ class RemotePath(os.PathLike[str]):
             raise DataError(f"no path: {name!r}")
         if not parts[0] or ".." in parts or "://" in name or "\x00" in name:
             raise DataError(f"the path leaves {self}")
-        return self._child(quote(plain) if self._is_http else plain)
+        if self._is_http and "?" in self.url:
+            raise DataError(f"{self}: the address of a folder cannot have a query after it")
+        if self._is_http:
+            return self._child(quote(plain))
+        # File systems may read more into a name: the version of an object, or line breaks to drop.
+        child, kind = self._child(plain), _system_class(self.url)
+        options = kind._get_kwargs_from_urls(self.url) == kind._get_kwargs_from_urls(child.url)
+        if child._path != f"{self._path.rstrip('/')}/{plain}" or not options:
+            raise DataError(f"a name that means something else in {self}: {name!r}")
+        return child
 
     @property
     def name(self) -> str:
@@ -163,6 +170,18 @@ class RemotePath(os.PathLike[str]):
         """What lies in this folder, not below, under such a name."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
+    def matching(self) -> list[RemotePath]:
+        """The files that this pattern with ``*``, ``?`` or ``[`` means, sorted."""
+        root = self
+        while glob.has_magic(root.url) and root.parent != root:
+            root = root.parent
+        found = self._ask(lambda system, path: system.glob(path, detail=True))
+        return root._children(found.values())
+
+    def forget_listings(self) -> None:
+        """Folders are listed anew from now on."""
+        self._ask(lambda system, _: system.invalidate_cache())
+
     def files(self) -> list[RemotePath]:
         """All files below, sorted."""
         found = self._ask(lambda system, path: system.find(path, detail=True))
@@ -170,8 +189,17 @@ class RemotePath(os.PathLike[str]):
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes of a part, fewer where the object ends."""
+
+        def part(system: Any, path: str) -> bytes:
+            if not self._is_http:
+                return system.cat_file(path, start=start, end=end)
+            # A server that gives whole files only would fill the memory with one.
+            wanted = {"Range": f"bytes={start}-{end - 1}"}
+            with system.open(path, block_size=0, size=1, headers=wanted) as file:  # a stream
+                return _up_to(file, end - start + 1)
+
         try:
-            data = self._ask(lambda system, path: system.cat_file(path, start=start, end=end))
+            data = self._ask(part)
         except DataError:
             if start == 0 and self.known.size == 0:  # no part of nothing: many servers refuse it
                 return b""
@@ -197,7 +225,7 @@ class RemotePath(os.PathLike[str]):
         path = cache_folder() / "remote" / known
         if path.exists() and self.known.tag:  # without one nobody knows whether it has changed
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # buckets may be private
         size = self.known.size
         shown = {"desc": self.name, "unit": "B", "unit_scale": True, "leave": False}
         shown["disable"] = (size or 0) < SHOWN_BYTES
@@ -252,7 +280,8 @@ class RemotePath(os.PathLike[str]):
         for wait in (*WAITS, None):
             try:
                 # Made anew: fsspec keeps one in each process, and where needed in each thread.
-                system = kind(**kind._get_kwargs_from_urls(self.url))
+                options = _web_options() if self._is_http else {}
+                system = kind(**kind._get_kwargs_from_urls(self.url), **options)
                 return question(system, self._path)
             # Each package has errors of its own.
             except Exception as raised:
@@ -269,73 +298,6 @@ class RemotePath(os.PathLike[str]):
                     raise DataError(f"{self}: {_words(error)}") from error
                 time.sleep(wait)
         raise AssertionError
-
-
-Place = Path | RemotePath
-
-
-def is_remote(name: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
-
-
-def place(name: str) -> Place:
-    """The file or folder of a path or URL; what was listed there before is forgotten.
-
-    Raises:
-      DataError: a protocol that is unknown, or whose package is not installed.
-    """
-    if not is_remote(name):
-        return Path(name)
-    found = RemotePath(name)
-    found._ask(lambda system, _: system.invalidate_cache())
-    return found
-
-
-def matching(pattern: str) -> Sequence[Place]:
-    """The files of a pattern with ``*``, ``?`` or ``[``, sorted."""
-    if not is_remote(pattern):
-        return sorted(map(Path, glob.glob(pattern, recursive=True)))
-    path = root = RemotePath(pattern)
-    while glob.has_magic(root.url) and root.parent != root:
-        root = root.parent
-    return root._children(path._ask(lambda system, path: system.glob(path, detail=True)).values())
-
-
-def version_of(path: Place) -> tuple[str, int, int | str]:
-    """Which file, its size, and what else changes when it does."""
-    if isinstance(path, RemotePath):
-        return path.url, path.known.size or 0, path.known.tag
-    status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
-
-
-def each(function: Callable[[Any], Result], places: Sequence[Place]) -> Iterator[Result]:
-    """``function(place)`` of all in their order, of remote ones many at a time."""
-    if not any(isinstance(path, RemotePath) for path in places):
-        yield from map(function, places)
-        return
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(function, places)
-
-
-@contextmanager
-def writing(target: Place) -> Iterator[Path]:
-    """A local file to write, which then lies at `target`: itself, or sent there whole."""
-    if isinstance(target, Path):
-        yield target
-        return
-    with TemporaryDirectory() as folder:
-        file = Path(folder, target.name)
-        yield file
-        target.upload(file)
-
-
-def write_text(target: Place, content: str) -> None:
-    """Writes a small file, whole or not at all."""
-    if isinstance(target, Path):
-        write_atomic(target, content)
-    else:
-        target.write_bytes(content.encode())
 
 
 class _Parts(io.RawIOBase):
@@ -364,6 +326,22 @@ class _Parts(io.RawIOBase):
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
+
+
+def _up_to(file: Any, size: int) -> bytes:
+    """What a stream has, up to so many bytes."""
+    parts: list[bytes] = []
+    while size and (part := file.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _web_options() -> dict[str, Any]:
+    """No limit on the whole of a download, where aiohttp has five minutes, but on its pauses."""
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=30, sock_read=60)}}
 
 
 def _system_class(url: str) -> Any:

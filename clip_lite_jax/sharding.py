@@ -40,7 +40,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def any_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays ``[B, ...]`` for a B that need not divide over the devices.
 
-    Every process has the whole arrays.
+    The arrays are NumPy's, and of a mesh over several processes each has the whole of them.
     """
     sharding = batch_sharding(mesh)
 

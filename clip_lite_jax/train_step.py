@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 
 from clip_lite_jax.batch import Batch
@@ -31,7 +31,8 @@ def make_train_step(
     gradient = make_gradient(learner)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        batch = _jittered(batch)
+        # Part by part where a batch has parts, which are there to save memory.
+        batch = lax.map(_jittered, batch) if learner.parts > 1 else _jittered(batch)
         (loss, learned), grads = gradient(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
+from jax import lax
 from PIL import Image, ImageEnhance
 
+from clip_lite_jax.batch import Batch
 from clip_lite_jax.color_jitter import UNCHANGED, color_jitter, draw_changes, turn_hue
 from clip_lite_jax.config import AugmentConfig
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
@@ -139,15 +141,19 @@ def test_nothing_to_change(config: AugmentConfig) -> None:
     assert draw_changes(config, np.random.default_rng(0)) is None
 
 
-def test_every_view_of_a_batch_changes_by_itself(pairs: Path, tmp_path: Path) -> None:
+def first_batch(pairs: Path, workdir: Path) -> Batch:
     config = tiny_config(pairs)
     config = replace(config, data=replace(config.data, augment=PUBLISHED))
-    run = build_run(config, tmp_path)
+    run = build_run(config, workdir)
     state, _ = run.init_state(load=False)
     inputs = run.inputs(state.params, state.model_state)
     transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad, second=True)
-    batch = next(train_batches(transform, config.batch_size, 0, 0, 0, 1))
-    chex.assert_shape(batch.changes, (config.batch_size, 2, 4, 2))
+    return next(train_batches(transform, config.batch_size, 0, 0, 0, 1))
+
+
+def test_every_view_of_a_batch_changes_by_itself(pairs: Path, tmp_path: Path) -> None:
+    batch = first_batch(pairs, tmp_path)
+    chex.assert_shape(batch.changes, (len(batch.index), 2, 4, 2))
     assert not np.array_equal(batch.changes[:, 0], batch.changes[:, 1])
     seen = _jittered(batch)
     assert seen.changes is None
@@ -172,3 +178,14 @@ def test_training_sees_the_changes(pairs: Path, tmp_path: Path) -> None:
         rows = read_metrics(tmp_path / str(number))
         losses.append(next(row["loss"] for row in rows if "loss" in row))
     assert losses[0] != losses[1]
+
+
+def test_parts_of_a_batch_change_as_the_whole(pairs: Path, tmp_path: Path) -> None:
+    batch = first_batch(pairs, tmp_path)
+    parts = jax.tree.map(lambda x: x.reshape(2, len(x) // 2, *x.shape[1:]), batch)
+    seen, whole = jax.jit(lambda parts: lax.map(_jittered, parts))(parts), _jittered(batch)
+    np.testing.assert_array_equal(seen.image.reshape(whole.image.shape), whole.image)
+    assert seen.second is not None
+    assert whole.second is not None
+    second = seen.second.image.reshape(whole.second.image.shape)
+    np.testing.assert_array_equal(second, whole.second.image)

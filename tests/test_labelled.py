@@ -292,3 +292,13 @@ def test_idx_of_odd_sizes(
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", labels, packed=False)
     with pytest.raises(DataError, match=message):
         read(DataConfig(source=str(tmp_path)))
+
+
+def test_classes_of_mnist_in_a_folder_below_one_of_fashion(tmp_path: Path) -> None:
+    folder = tmp_path / "fashion_project" / "sets" / "mnist"
+    folder.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", np.zeros((4, 5, 5), np.uint8), False)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", np.arange(4, dtype=np.uint8), False)
+    found = build_sources(DataConfig(source=str(folder)), BadExamples())
+    assert "shirt" not in " ".join(found["train"].metadata(0).captions)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from clip_lite_jax.data import shards
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import Source, build_sources, fingerprint
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.remote import RemotePath, matching, place
+from clip_lite_jax.files import replacing
+from clip_lite_jax.places import is_remote, matching, place
+from clip_lite_jax.remote import RemotePath
 
 BUCKET = "memory://bucket/data"
 
@@ -246,7 +249,7 @@ def test_labelled_sets(
         ("x\x00.jpg", "the path leaves"),
         ("", "no image path"),
         ("a/..", "no path"),
-        ("::", "no such file"),
+        ("::", "means something else"),
         ("*.jpg", "no such file"),
         ("x" * 5000, "no such file"),
         ("images", "no such file"),
@@ -266,6 +269,87 @@ def test_names_that_lead_elsewhere(
     assert images.read(1) == image
     assert (0 in images.missing()) == (reason != "no such file")
     assert 1 not in images.missing()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        # File systems whose addresses go through urlsplit, which drops white space.
+        ("ftp://host/data", ".\t./secret.jpg"),
+        ("ftp://host/data", ".\n./secret.jpg"),
+        ("ftp://host/data", "x.jpg?y"),
+        ("ftp://host/data", "x.jpg#y"),
+        ("https://host/data/?token=abc", "x.jpg"),
+    ],
+)
+def test_names_that_a_file_system_takes_for_others(folder: str, name: str) -> None:
+    with pytest.raises(DataError, match="means something else in|cannot have a query"):
+        RemotePath(folder) / name
+    if "?" not in folder:
+        images = pairs_module.images_in(RemotePath(folder), pairs_module.pa.array([name]))
+        assert 0 in images.missing()
+
+
+def test_a_name_chooses_no_version_of_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As s3fs and gcsfs understand ``?versionId=`` and ``#123``."""
+
+    def options(url: str) -> dict[str, bool]:
+        return {"version_aware": True} if "#" in url else {}
+
+    monkeypatch.setattr(MemoryFileSystem, "_get_kwargs_from_urls", staticmethod(options))
+    with pytest.raises(DataError, match="means something else"):
+        RemotePath(BUCKET) / "x.jpg#123"
+
+
+def test_a_shard_without_a_tag_is_indexed_at_every_start(
+    fifty: list[Pair], empty: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = moved(written("web_dataset", tmp_path / "local"), tmp_path / "local")
+    monkeypatch.setattr(remote, "TAGS", ())
+    made = []
+    make = shards._index
+
+    def index(path: RemotePath, caption_keys: tuple[str, ...]) -> object:
+        made.append(path)
+        return make(path, caption_keys)
+
+    monkeypatch.setattr(shards, "_index", index)
+    read(config)
+    first = len(made)
+    read(config)
+    assert len(made) == 2 * first > 0
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Threads that copy one object, or machines that share the cache."""
+    path = tmp_path / "copy"
+
+    def write(content: bytes) -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+            barrier.wait()  # all have written when the first takes its place
+
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, [bytes([n]) * 1000 for n in range(8)]))
+    assert len(set(path.read_bytes())) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_server_that_fails_is_no_missing_folder(
+    empty: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = moved(written("karpathy_coco", tmp_path / "local"), tmp_path / "local")
+    info = MemoryFileSystem.info
+
+    def fails(self: MemoryFileSystem, path: str, **options: object) -> object:
+        if path.endswith(".json"):
+            return info(self, path, **options)
+        raise OSError("503 slow down")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", fails)
+    with pytest.raises(DataError, match="503 slow down"):
+        read(config)
 
 
 def test_names_that_stay(fifty: list[Pair], empty: MemoryFileSystem) -> None:
@@ -496,11 +580,23 @@ def test_a_conversion_to_a_bucket_goes_on_where_it_was(
         convert(conversion_of(local, BUCKET), processes=1)
 
 
-def test_a_clean_table_of_remote_images(fifty: list[Pair], tmp_path: Path) -> None:
-    config = moved(written("csv_rows", tmp_path / "local"), tmp_path / "local")
-    sources = read(config)
-    said = data_splits.write_clean(tmp_path / "clean.jsonl", sources, sources)
+def test_a_clean_table_of_remote_images(
+    fifty: list[Pair], empty: MemoryFileSystem, tmp_path: Path
+) -> None:
+    for name, rows in (("train", "ab"), ("test", "a")):
+        lines = ["image,caption,split", *(f"{row}.jpg,a picture,{name}" for row in rows)]
+        lines += ["z.jpg,a picture,train"] if name == "test" else []
+        empty.pipe_file(f"{BUCKET}/{name}.csv", "\n".join(lines).encode())
+    ours, theirs = (
+        read(DataConfig(source=f"{BUCKET}/{name}.csv", split_column="split"))
+        for name in ("train", "test")
+    )
+    said = data_splits.write_clean(tmp_path / "clean.jsonl", ours, theirs)
+    assert said.startswith("1 of 2")
     assert said.endswith(f"--config.data.image_folder={BUCKET}")
+    clean = (tmp_path / "clean.jsonl").read_text()
+    assert "b.jpg" in clean
+    assert "a.jpg" not in clean
 
 
 SHARED = """
@@ -565,5 +661,5 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_
 def test_places() -> None:
     assert place("a/b.csv") == Path("a/b.csv")
     assert place(f"{BUCKET}/b.csv") == RemotePath(f"{BUCKET}/b.csv")
-    assert not remote.is_remote("tfds:coco_captions")
-    assert not remote.is_remote("a/b://c")
+    assert not is_remote("tfds:coco_captions")
+    assert not is_remote("a/b://c")

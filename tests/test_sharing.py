@@ -15,12 +15,16 @@ import pyarrow as pa
 import pytest
 from conftest import tiny_config, write_pairs
 
+from clip_lite_jax.apps import data_jobs
 from clip_lite_jax.config import DataConfig, to_dict
 from clip_lite_jax.data import sharing
 from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.pipeline import TrainTransform
 from clip_lite_jax.data.sharing import Shared
 from clip_lite_jax.data.sources import build_sources
+from clip_lite_jax.errors import DataError
 from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.run import build_run
 
 
 def test_arrays_come_back_without_being_copied() -> None:
@@ -108,3 +112,38 @@ def test_threads_that_pickle_at_once_write_one_file() -> None:
         written = set(pool.map(lambda _: pickle.dumps(shared), range(8)))
     assert len(written) == 1
     assert pickle.loads(written.pop()).shape == (10**6,)
+
+
+def test_a_transform_can_be_pickled_again_and_again(pairs: Path, tmp_path: Path) -> None:
+    config = tiny_config(pairs)
+    run = build_run(config, tmp_path)
+    state, _ = run.init_state(load=False)
+    inputs = run.inputs(state.params, state.model_state)
+    transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad)
+    for _ in range(3):
+        transform = pickle.loads(pickle.dumps(transform))
+        assert ids(transform.source) == ids(run.sources["train"])
+
+
+def test_no_room_for_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharing, "TemporaryFile", full)
+    with pytest.raises(DataError, match=r"No space left on device.*TMPDIR.*data.workers=0"):
+        pickle.dumps(Shared(np.zeros(3)))
+
+
+def test_jobs_of_many_threads_open_a_source_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = data_jobs.as_text(DataConfig(source=str(write_pairs(tmp_path))))
+    opened = []
+    build = data_jobs.build_sources
+    monkeypatch.setattr(
+        data_jobs, "build_sources", lambda *a, **k: opened.append(0) or build(*a, **k)
+    )
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: data_jobs.sources_of(text), range(16)))
+    assert len(opened) == 1
+    assert all(sources is found[0] for sources in found)

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from clip_lite_jax.errors import ConfigError, DataError, NonFiniteError
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.metrics import read_metrics
 from clip_lite_jax.run import build_run, restore_or_init
-from clip_lite_jax.train import train
+from clip_lite_jax.train import PendingMetrics, train
 from clip_lite_jax.train_state import TrainState
 
 pytestmark = pytest.mark.usefixtures("two_devices")
@@ -230,3 +231,15 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
     table.write_text("\n".join([*lines, "red_ring.png,another caption"]))
     with pytest.raises(ConfigError, match="a run on other data"):
         train(config, tmp_path / "run")
+
+
+def test_the_loop_waits_for_all_but_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of more steps than that never lie on the devices."""
+    waited: list[int] = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    pending = PendingMetrics.__new__(PendingMetrics)
+    pending.every, pending.waiting = 100, []
+    pending.progress = SimpleNamespace(advance=lambda: None)  # type: ignore[assignment]
+    for step in range(1, 6):
+        pending.add(step, step, None)  # type: ignore[arg-type]
+        assert waited == list(range(1, step))

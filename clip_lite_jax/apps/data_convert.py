@@ -25,7 +25,8 @@ from clip_lite_jax.data.records import Example, encode_record, write_raw_records
 from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.errors import BadImage, ConfigError
 from clip_lite_jax.files import cache_folder, read_json
-from clip_lite_jax.remote import Place, RemotePath, each, place, write_text, writing
+from clip_lite_jax.places import Place, each, place, write_text, writing
+from clip_lite_jax.remote import RemotePath
 
 SETTINGS_FILE, MANIFEST_FILE, SKIPPED_FILE = "convert.json", "manifest.json", "skipped.jsonl"
 FORMATS = ("records", "tfds")
@@ -114,13 +115,14 @@ def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
     folder = place(conversion.folder)
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.tmp"):  # of a process that was killed
-            leftover.unlink()
     skipped = _skipped(folder)
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
     sources = open_sources(from_text(conversion.data), bad)
     _check_folder(conversion, fingerprint(sources))
+    if isinstance(folder, Path):
+        for leftover in folder.glob("*.tmp"):  # of a process that was killed
+            leftover.unlink()
     jobs = []
     for split, source in sorted(sources.items()):
         shards = -(-len(source) // conversion.per_shard)

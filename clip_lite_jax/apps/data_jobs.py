@@ -1,6 +1,7 @@
 """Work on pieces of a source, spread over processes."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TypeVar
@@ -24,20 +25,28 @@ def from_text(data: str) -> DataConfig:
     return from_dict(DataConfig, json.loads(data))
 
 
+_opening = threading.Lock()
 _opened: dict[str, dict[str, Source]] = {}
 """Sources by their configuration: each is opened once, and not again by the processes that help."""
 
 
 def open_sources(data: DataConfig, bad: BadExamples) -> dict[str, Source]:
     """The splits of a source, which jobs will find by `sources_of`; raises as `build_sources`."""
-    _opened.clear()  # of those before it nobody asks
-    _opened[as_text(data)] = build_sources(data, bad, training=False)
-    return _opened[as_text(data)]
+    with _opening:
+        return _open(data, bad)
 
 
 def sources_of(data: str) -> dict[str, Source]:
     """The splits of a source; those of another machine open it themselves."""
-    return _opened.get(data) or open_sources(from_text(data), BadExamples())
+    with _opening:
+        return _opened.get(data) or _open(from_text(data), BadExamples())
+
+
+def _open(data: DataConfig, bad: BadExamples) -> dict[str, Source]:
+    found = build_sources(data, bad, training=False)
+    _opened.clear()  # of those before it nobody asks
+    _opened[as_text(data)] = found
+    return found
 
 
 def run_jobs(

@@ -10,7 +10,7 @@ from clip_lite_jax.data.pairs import Found, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS, array
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import DataError
-from clip_lite_jax.remote import Place, place
+from clip_lite_jax.places import Place, place
 
 Items = Sequence[Mapping[str, Any]]
 
@@ -149,8 +149,14 @@ def image_folder(
 
 def _is_file(folder: Place, name: str) -> bool:
     try:
-        return (folder / name).is_file()
-    except (OSError, ValueError):
+        path = folder / name
+    except DataError:  # it leads out of a folder that is not on this machine
+        return False
+    try:
+        return path.is_file()
+    except DataError:  # a server that does not answer
+        raise
+    except (OSError, ValueError):  # a name that no file can have
         return False
 
 

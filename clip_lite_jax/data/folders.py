@@ -8,7 +8,8 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.pairs import Found, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS, array
 from clip_lite_jax.errors import DataError
-from clip_lite_jax.remote import Place, RemotePath, each, place
+from clip_lite_jax.places import Place, each, place
+from clip_lite_jax.remote import RemotePath
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 MAX_TEXT = 1_000_000

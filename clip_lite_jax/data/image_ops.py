@@ -16,8 +16,6 @@ try:
     import cv2
 except ImportError:  # an extra: large, and needed for one way of resizing alone
     cv2 = None  # type: ignore[assignment]
-else:
-    cv2.setNumThreads(1)  # the threads of the pipeline have an image each
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
@@ -199,8 +197,9 @@ def _antialiased(image: Image.Image, box: Box, size: int, flipped: bool) -> np.n
 
 
 def _bilinear(image: Image.Image, box: Box, size: int, flipped: bool) -> np.ndarray:
-    left, upper, right, lower = map(round, box)
-    width, height = max(1, right - left), max(1, lower - upper)
+    cv2.setNumThreads(1)  # the threads of the pipeline have an image each
+    left, upper = min(round(box[0]), image.width - 1), min(round(box[1]), image.height - 1)
+    width, height = max(1, round(box[2]) - left), max(1, round(box[3]) - upper)
     # Four neighbours say enough of a pixel that covers less than two in either direction.
     across, down = max(1, width // size), max(1, height // size)
     if across > 1 or down > 1:  # what does not divide stays outside, as much on either side

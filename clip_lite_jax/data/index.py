@@ -10,8 +10,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from clip_lite_jax.files import cache_folder, replacing
+from clip_lite_jax.places import Place, version_of
 from clip_lite_jax.processes import process_pool
-from clip_lite_jax.remote import Place, version_of
 
 ALONE_BYTES = 2**28
 """Less is read before another process has started."""
@@ -32,7 +32,11 @@ def indices(
     """
     known = [version_of(path) for path in paths]
     files = [_file((*some, *version)) for some in known]
-    new = [pair for pair in zip(paths, files, strict=True) if not pair[1].exists()]
+    new = [
+        (path, file)
+        for path, file, (*_, tag) in zip(paths, files, known, strict=True)
+        if not file.exists() or tag == ""  # without one nobody knows whether it has changed
+    ]
     job = partial(_make, make)
     little = sum(version_of(path)[1] for path, _ in new) < ALONE_BYTES
     if processes < 2 or len(new) < 2 or little:

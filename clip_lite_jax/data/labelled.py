@@ -25,9 +25,10 @@ from clip_lite_jax.data.pairs import Found, Images, images_in, inside
 from clip_lite_jax.data.rows import ATTRIBUTES, TEXT, array
 from clip_lite_jax.data.splits import split_in
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.remote import Place, each, place
+from clip_lite_jax.places import Place, each, place
+from clip_lite_jax.remote import RemotePath
 
-MAX_IDX_BYTES = 2**31
+MAX_IDX_BYTES = 2**28
 """Of an unpacked file of MNIST's format; the published ones have 47 million."""
 
 FASHION = (
@@ -102,7 +103,7 @@ def read_idx(config: DataConfig) -> Found:
     names: Sequence[str] = [str(digit) for digit in range(10)]
     if (folder / "labels.txt").is_file():
         names = _lines(folder / "labels.txt")
-    elif "fashion" in str(folder.resolve()).lower():
+    elif "fashion" in f"{folder.resolve().parent.name}/{folder.name}".lower():
         names = FASHION
     pixels: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -312,7 +313,10 @@ def _lines(path: Place) -> list[str]:
 
 
 def _content(path: Place) -> bytes:
+    """Of a remote file without a copy: sets have an annotation for each picture."""
     try:
-        return Path(path).read_bytes()
+        if isinstance(path, RemotePath):
+            return path.read(0, MAX_IDX_BYTES)
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_lite_jax.data.pairs import FileImages, Pairs
+from clip_lite_jax.data.pairs import FileImages, Pairs, RemoteImages
 from clip_lite_jax.data.rows import TEXT, array
 
 COCO_NUMBER = r"(?:^|[/_])(?P<number>\d{12})\.jpg$"
@@ -83,7 +83,7 @@ def _keys(pairs: Pairs) -> pa.Array:
     number = pc.extract_regex(ids, COCO_NUMBER).field("number")
     numbered = pc.greater(pc.fill_null(pc.binary_length(number), 0), 0)
     paths = pa.nulls(len(ids), TEXT)
-    if isinstance(pairs.images, FileImages):
+    if isinstance(pairs.images, (FileImages, RemoteImages)):
         # Equal names in two folders are two pictures.
         root = pa.scalar(str(pairs.images.root.resolve()), TEXT)
         names = pairs.images.paths.take(chosen)

@@ -17,7 +17,8 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import TEXTS, Rows
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.remote import Place, RemotePath
+from clip_lite_jax.places import Place
+from clip_lite_jax.remote import RemotePath
 
 CHECKED_FILES = 200_000
 """Of so many images it is looked up at the start whether their files are there; of longer tables
@@ -103,7 +104,7 @@ class FileImages(Images):
         return FileImages(self.root, self.paths.take(pa.array(indices)))
 
 
-_SUSPICIOUS = r"^$|^[/\\]|\.\.|:|\x00"
+_SUSPICIOUS = r"^$|^[/\\]|\.\.|[:?#\x00-\x1f]"
 """Paths that may be none, or leave the folder."""
 
 

@@ -18,7 +18,7 @@ from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.data.tables import check_names, needed
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.remote import Place, each, place
+from clip_lite_jax.places import Place, each, place
 
 
 def read_parquet(config: DataConfig) -> Found:

@@ -97,12 +97,7 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that decode: the list of bad examples stays where it is."""
-        return self.__dict__ | {"bad": None, "source": self._shared, "_shared": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Grain's processes would wait for ever for a trainer that was killed.
-        end_with_parent()
-        self.__dict__.update(state)
+        return self.__dict__ | {"bad": None, "source": self._shared}
 
     def _view(
         self, opened: Any, captions: Sequence[str], rng: np.random.Generator
@@ -180,9 +175,16 @@ def train_batches(
             grain.MultiprocessingOptions(
                 num_workers=config.workers,
                 per_worker_buffer_size=max(1, config.prefetch // config.workers),
-            )
+            ),
+            # They would wait for ever for a trainer that was killed.
+            worker_init_fn=_begin_worker,
         )
     return _reporting(iter(ready), transform)
+
+
+def _begin_worker(number: int, count: int) -> None:
+    del number, count
+    end_with_parent()
 
 
 def _reporting(batches: Iterator[Batch], transform: TrainTransform) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ from clip_lite_jax.data.rows import TEXT, Rows, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.remote import Place, each, is_remote
+from clip_lite_jax.places import Place, each, is_remote
 
 TFDS = "tfds:"
 """Before the name of a data set that TensorFlow Datasets has prepared."""

@@ -26,7 +26,8 @@ from clip_lite_jax.data.pairs import MAX_BYTES, Found, Images
 from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.remote import Place, RemotePath, each, matching, place, version_of
+from clip_lite_jax.places import Place, each, matching, place, version_of
+from clip_lite_jax.remote import RemotePath
 
 SCHEMA = pa.schema(
     [

@@ -5,8 +5,10 @@ import os
 import pickle
 import threading
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryFile, gettempdir
 from typing import Any
+
+from clip_lite_jax.errors import DataError
 
 ALIGNMENT = 64
 
@@ -17,7 +19,8 @@ _OPEN_FILES = Path("/proc/self/fd")
 class Shared:
     """Pickles as the place of a file that holds `value`; its arrays are mapped from there.
 
-    The file is open to this user alone, and goes with this object.  For NumPy and Arrow, whose
+    The file is open to this user alone, and goes with this object (on Linux even where the process
+    is killed).  For NumPy and Arrow, whose
     arrays leave their buffers out of a pickle (PEP 574).
     """
 
@@ -30,14 +33,24 @@ class Shared:
     def __reduce__(self) -> tuple[Any, ...]:
         with self._lock:  # processes may be started by several threads
             if self._reduced is None:
-                if _OPEN_FILES.exists():
-                    self._file = TemporaryFile()  # noqa: SIM115  as long as this object
-                    path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-                else:
-                    self._file = NamedTemporaryFile()  # noqa: SIM115
-                    path = self._file.name
-                self._reduced = _read, (path, *_write(self._file, self.value))
+                self._reduced = self._written()
             return self._reduced
+
+    def _written(self) -> tuple[Any, ...]:
+        try:
+            if _OPEN_FILES.exists():
+                self._file = TemporaryFile()  # noqa: SIM115  as long as this object
+                path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+            else:
+                self._file = NamedTemporaryFile()  # noqa: SIM115
+                path = self._file.name
+            return _read, (path, *_write(self._file, self.value))
+        except OSError as error:
+            raise DataError(
+                f"{gettempdir()} cannot hold a source's table for worker processes "
+                f"({error.strerror}): let TMPDIR name a folder with more room, or work without "
+                "processes (data.workers=0, --processes 1)"
+            ) from error
 
 
 Span = tuple[int, int]

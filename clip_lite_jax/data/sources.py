@@ -32,7 +32,7 @@ from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import Rows, texts
 from clip_lite_jax.data.splits import uniform
 from clip_lite_jax.errors import DataError
-from clip_lite_jax.remote import Place, place
+from clip_lite_jax.places import Place, place
 
 EMOJI_FILE = Path(__file__).parent / "builtin" / "emoji.arrayrecord"
 

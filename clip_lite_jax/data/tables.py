@@ -17,7 +17,7 @@ from clip_lite_jax.data import rows
 from clip_lite_jax.data.pairs import Found, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS
 from clip_lite_jax.errors import DataError
-from clip_lite_jax.remote import Place, place
+from clip_lite_jax.places import Place, place
 
 
 def read_table(config: DataConfig) -> Found:

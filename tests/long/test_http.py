@@ -1,5 +1,6 @@
 """Files of a web server on this machine (pip install aiohttp)."""
 
+import resource
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import DataError
+from clip_lite_jax.remote import RemotePath
 
 pytest.importorskip("aiohttp")
 
@@ -67,3 +69,11 @@ def test_what_cannot_be_read(tmp_path: Path, address: str, monkeypatch: pytest.M
     }.items():
         with pytest.raises(DataError, match=message):
             everything(DataConfig(source=source))
+
+
+def test_a_server_without_ranges_does_not_fill_the_memory(tmp_path: Path, address: str) -> None:
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert RemotePath(f"{address}/large.jpg").read(0, 1000) == bytes(1000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
