@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 for a request that cannot be met."""
+    """The command; returns the exit status: 2 for what cannot be done, 130 after Ctrl-C."""
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -262,6 +265,8 @@ def _data_config(source: str, rest: Sequence[str]) -> "DataConfig":
         if not name.startswith("data."):
             raise ConfigError(f"--config.{name}: only fields of data count here")
         data = override(data, name.removeprefix("data."), value, "data.")
+    if source == "mixture" and not data.mixture:
+        raise ConfigError("mixture: name its parts with --config.data.mixture='{...}'")
     return data
 
 

@@ -16,7 +16,10 @@ from clip_lite_jax.train import train
 
 def run(config: Config, workdir: Path) -> Path:
     """Trains (or resumes), evaluates once on the test splits, writes the report and returns it."""
-    results = evaluate(train(config, workdir))
+    trained = train(config, workdir)
+    results = evaluate(trained)
+    if len(trained.bad):
+        print(f"examples that could not be used: {len(trained.bad)}, see {trained.bad.path}")
     report = write_report(workdir)
     print(terminal_table(results["test"]))
     print(f"report: {report}")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,8 @@ def process_pool(
 
 def _begin(begin: Callable[..., None] | None, *given: Any) -> None:
     end_with_parent()
+    # Ctrl-C reaches all processes of a terminal; this one says what has happened for all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if begin is not None:
         begin(*given)
 

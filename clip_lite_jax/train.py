@@ -11,6 +11,7 @@ import jax
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config
+from clip_lite_jax.data.image_ops import check_resampling
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import NonFiniteError
@@ -31,6 +32,7 @@ def train(config: Config, workdir: Path) -> Run:
       ConfigError, DataError: what is asked for cannot run.
       NonFiniteError: the loss or the gradient is no longer finite.
     """
+    check_resampling(config.data.augment)
     run = build_run(config, workdir)
     config = run.config  # with what model.*.init_from states
     learner = build_learner(
@@ -90,6 +92,8 @@ def train(config: Config, workdir: Path) -> Run:
         waiting = time.perf_counter()
         batch = next(batches)
         progress.waited(time.perf_counter() - waiting)
+        if step == start:
+            log.info("the first step is compiled, which may take a while")
         state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
         # The step runs in the background: numbers of earlier steps are read meanwhile, and the
         # next batch comes to the devices.
@@ -98,8 +102,6 @@ def train(config: Config, workdir: Path) -> Run:
     progress.close()
     checkpoints.close()
     writer.close()
-    if len(run.bad):
-        log.warning("%d examples could not be used: %s", len(run.bad), run.bad.path)
     return run
 
 

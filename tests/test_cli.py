@@ -78,3 +78,14 @@ def test_the_module_is_the_same_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "data.source='nowhere': neither a built-in source" in done.stderr
+
+
+def test_control_c_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_config", interrupted)
+    assert cli.main(["config", "--config", "configs/quickstart.py"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_everything_that_was_planted(source: DataConfig, tmp_path: Path) -> None
     text = table_of(found, cores=2)
     for words in (
         "pictures of test that are in train too: 1;",
-        "examples that cannot be used: 4 (8.2%)",
+        "examples that cannot be used: 4 (3.8%)",
         "copies of others, byte for byte: 3;",
     ):
         assert words in text
@@ -178,3 +178,37 @@ def test_a_source_that_only_validates(tmp_path: Path) -> None:
     assert {split: known["usable"] for split, known in found["splits"].items()} == {
         "validation": 20
     }
+
+
+def test_files_that_changed_are_looked_at_again(
+    source: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_check, "PIECE", 5)
+    images = tmp_path / "source" / "images"
+    train = [pair.name for pair in fifty_pairs() if pair.split == "train"]
+    (images / train[0]).write_bytes(b"broken")
+    assert found_in(source, tmp_path / "out")["bad"]["count"] == 1
+    good = images / train[1]
+    (images / train[0]).write_bytes(good.read_bytes())
+    looked: list[data_check.Piece] = []
+    look = data_check.look
+    monkeypatch.setattr(data_check, "look", lambda piece: looked.append(piece) or look(piece))
+    assert found_in(source, tmp_path / "out")["bad"]["count"] == 0
+    assert len(looked) == 1
+    good.write_bytes(b"broken now")
+    assert found_in(source, tmp_path / "out")["bad"]["count"] == 1
+
+
+def test_the_share_is_that_of_a_run(tmp_path: Path) -> None:
+    """Of all rows, those whose picture is missing too."""
+    table = written("csv_rows", tmp_path / "source")
+    for pair in fifty_pairs()[:12]:
+        (tmp_path / "source" / "images" / pair.name).unlink()
+    found = found_in(replace(table, vocab_size=100), tmp_path / "out")
+    assert found["bad"] | {"count": 24, "of": 100} == found["bad"]
+    assert any("24 (24.0%); over data.max_bad_share=0.2" in said for said in found["warnings"])
+
+
+def test_a_mixture_needs_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", "mixture"]) == 2
+    assert "mixture: name its parts" in capsys.readouterr().err

@@ -205,3 +205,13 @@ def test_a_beam_pipeline_writes_the_same(source: DataConfig, tmp_path: Path) -> 
 def test_beam_that_is_not_installed(source: DataConfig, tmp_path: Path) -> None:
     command = ["data", "convert", source.source, str(tmp_path / "out"), "--beam="]
     assert main(command) == 2
+
+
+def test_a_finished_conversion_says_that_it_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversion = conversion_of(written("csv_rows", tmp_path / "source"), tmp_path / "out")
+    first = convert(conversion, 1)
+    assert "was finished before" not in caplog.text
+    assert convert(conversion, 1) == first
+    assert "was finished before, and stays as it is" in caplog.text

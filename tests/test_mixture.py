@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import COLOURS, SHAPES, draw
+from conftest import COLOURS, SHAPES, draw, write_pairs
 
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import DataConfig, PartConfig, load_config
@@ -204,3 +204,16 @@ def test_a_mixture_on_the_command_line(tables: dict[str, Path]) -> None:
 def test_the_names_of_all_sources(tables: dict[str, Path]) -> None:
     assert DataConfig(source="x.csv").sources == ("x.csv",)
     assert mixture(tables, WEIGHTS).sources == tuple(map(str, tables.values()))
+
+
+def test_what_cannot_be_used_is_listed_with_its_part(tmp_path: Path) -> None:
+    tables = {name: write_pairs(tmp_path / name) for name in ("a", "b")}
+    for table in tables.values():
+        with table.open("a") as file:
+            file.write("gone.png,a picture\n")
+    mixture = {name: PartConfig(source=str(table)) for name, table in tables.items()}
+    bad = BadExamples()
+    build_sources(DataConfig(source="", mixture=mixture, held_out=0.0), bad)
+    assert [id.partition("/")[0] for id in bad.reasons] == ["a", "b"]
+    rows = [len(table.read_text().splitlines()) - 1 for table in tables.values()]
+    assert bad.total == sum(rows)

@@ -419,7 +419,7 @@ def test_sources_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "s3://bucket/pairs.csv": r"s3://bucket/pairs.csv: .* pip install 'clip_lite_jax\[s3\]'",
         "nothing://x/pairs.csv": "no protocol 'nothing'; there are gcs, gs, http",
         "file:///data/pairs.csv": "goes by its path: /data/pairs.csv",
-        f"{BUCKET}/gone.csv": f"No such file: '{BUCKET}/gone.csv'",
+        f"{BUCKET}/gone.csv": f"data.source='{BUCKET}/gone.csv': No such file",
         f"{BUCKET}/gone.json": f"No such file: '{BUCKET}/gone.json'",
         f"{BUCKET}/gone.token": f"No such file: '{BUCKET}/gone.token'",
         f"{BUCKET}/gone": "nor a folder, nor a file that ends in",
@@ -653,7 +653,7 @@ def test_a_beam_pipeline(shared: str, tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["data", "convert", f"{BUCKET}/gone.csv", str(tmp_path / "out")]) == 2
-    assert f"No such file: '{BUCKET}/gone.csv'" in capsys.readouterr().err
+    assert f"'{BUCKET}/gone.csv': No such file" in capsys.readouterr().err
     assert main(["data", "convert", f"{BUCKET}/gone.csv", "file:///out"]) == 2
     assert "goes by its path: /out" in capsys.readouterr().err
 

@@ -306,3 +306,43 @@ def test_names_and_texts_that_are_no_unicode(fifty: list[Pair], tmp_path: Path) 
         add(tar, name.replace(".jpg", ".txt"), b"a thing")
     found = build_sources(DataConfig(source=str(tmp_path / "train-0.tar")), bad)
     assert contents(found["train"]) == {fifty[2].image: ("a thing",)}
+
+
+@pytest.mark.parametrize("quotes", ["", '"'])
+def test_commas_in_captions_without_quotation_marks(quotes: str, tmp_path: Path) -> None:
+    write_images(tmp_path, fifty_pairs()[:3])
+    a, b, c = (pair.name for pair in fifty_pairs()[:3])
+    rows = ["image,caption", f"{a},one, two", f"{b},{quotes}whole{quotes},,", f"{c},three"]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    bad = BadExamples()
+    config = DataConfig(source=str(tmp_path / "pairs.csv"), held_out=0.0)
+    train = build_sources(config, bad)["train"]
+    assert [train.metadata(i).captions for i in range(len(train))] == [("whole",), ("three",)]
+    ((id, reason),) = bad.reasons.items()
+    assert id == f"pairs.csv:2: {a}"
+    assert reason.startswith("3 cells, of which the header names 2: a caption that holds a comma")
+
+
+@pytest.mark.parametrize(
+    ("header", "advice"),
+    [
+        ("image;caption", "parted by ';'"),
+        ("image, caption", "white space around"),
+        ("photos/1.jpg,a dog", "first line has to name the columns"),
+        ("picture,text", "data.image_column and data.caption_columns"),
+    ],
+)
+def test_headers_that_do_not_fit(header: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(f"{header}\nx.jpg,y\n")
+    with pytest.raises(DataError, match=advice):
+        build_sources(DataConfig(source=str(tmp_path / "pairs.csv")), BadExamples())
+
+
+def test_a_path_with_backslashes(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write_images(tmp_path / "sub", fifty_pairs()[:1])
+    name = fifty_pairs()[0].name
+    (tmp_path / "pairs.csv").write_text(f"image,caption\nsub\\{name},a dog\nsub/{name},a cat\n")
+    bad = BadExamples()
+    build_sources(DataConfig(source=str(tmp_path / "pairs.csv"), held_out=0.0), bad)
+    assert list(bad.reasons.values()) == ["no such file; folders are parted by / here"]

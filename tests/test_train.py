@@ -243,3 +243,12 @@ def test_the_loop_waits_for_all_but_the_last_step(monkeypatch: pytest.MonkeyPatc
     for step in range(1, 6):
         pending.add(step, step, None)  # type: ignore[arg-type]
         assert waited == list(range(1, step))
+
+
+@pytest.mark.parametrize(("limit", "said"), [(3, True), (40, False)])
+def test_captions_that_are_cut_are_told_of(
+    limit: int, said: bool, pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(pairs)
+    build_run(replace(config, data=replace(config.data, max_tokens=limit)), tmp_path)
+    assert (f"longer than data.max_tokens={limit} and are cut" in caplog.text) == said

@@ -28,7 +28,7 @@ from clip_lite_jax.data.splits import SPLITS
 from clip_lite_jax.errors import BadImage, DataError
 from clip_lite_jax.files import replacing, write_atomic
 
-PIECE = 512
+PIECE = 128
 """Examples of a piece: what a kill costs at most, for each process."""
 FINDINGS_FILE, SKIPPED_FILE, PIECES = "check.json", "skipped.jsonl", "pieces"
 SHOWN = 20
@@ -56,10 +56,12 @@ class Piece:
     split: str
     start: int
     stop: int
+    stamp: str
+    """Other pictures have another, as far as `Images.stamp` can tell."""
 
     @property
     def path(self) -> Path:
-        return Path(self.folder, f"{self.split}-{self.start:010}.arrow")
+        return Path(self.folder, f"{self.split}-{self.start:010}-{self.stamp}.arrow")
 
 
 def check(
@@ -80,11 +82,12 @@ def check(
     # Of other data other pieces: what was seen of these is seen again only if it changed.
     pieces_folder = folder / PIECES / fingerprint(sources)
     pieces_folder.mkdir(parents=True, exist_ok=True)
-    pieces = [
-        Piece(as_text(data), str(pieces_folder), split, start, min(start + PIECE, len(source)))
-        for split, source in sorted(sources.items())
-        for start in range(0, len(source), PIECE)
-    ]
+    pieces = []
+    for split, source in sorted(sources.items()):
+        for start in range(0, len(source), PIECE):
+            stop = min(start + PIECE, len(source))
+            stamp = _stamp(source, range(start, stop))
+            pieces.append(Piece(as_text(data), str(pieces_folder), split, start, stop, stamp))
     missing = [piece for piece in pieces if not piece.path.exists()]
     total = sum(piece.stop - piece.start for piece in pieces)
     left = sum(piece.stop - piece.start for piece in missing)
@@ -100,6 +103,11 @@ def check(
     found = findings(data, sources, tables, bad)
     write_atomic(folder / FINDINGS_FILE, json.dumps(found, indent=2) + "\n")
     return found, sources
+
+
+def _stamp(source: Source, indices: Iterable[int]) -> str:
+    stamp = getattr(source, "stamp", lambda index: "")
+    return hashlib.blake2b("\n".join(map(stamp, indices)).encode(), digest_size=8).hexdigest()
 
 
 def look(piece: Piece) -> None:
@@ -145,6 +153,7 @@ def findings(
         "captions": caption_findings(data, sources),
         "bad": {
             "count": len(bad),
+            "of": bad.total or sum(map(len, sources.values())),
             "reasons": _most_common(bad.reasons.values()),
             "first": list(bad.reasons.items())[:SHOWN],
         },
@@ -167,10 +176,10 @@ def warnings(data: DataConfig, found: Mapping[str, Any]) -> list[str]:
     for leak in found["leaks"]:
         said.append(
             f"pictures of {leak['of']} that are in {leak['in']} too: {leak['images']:,}; numbers "
-            f"measured on {leak['of']} will be too good"
+            f"measured on {leak['of']} will be too good. Copies stay on one side where "
+            "data.group_column gives them one value"
         )
-    total = sum(split["examples"] for split in found["splits"].values())
-    count = found["bad"]["count"]
+    count, total = found["bad"]["count"], found["bad"]["of"]
     if count:
         share = count / max(total, 1)
         limit = f"; over data.max_bad_share={data.max_bad_share}, a run would stop"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_lite_jax.apps.data_check import in_order
+from clip_lite_jax.apps.data_check import SKIPPED_FILE, in_order
 from clip_lite_jax.apps.report_gallery import picture_uri, shorten
 from clip_lite_jax.apps.report_pages import environment
 from clip_lite_jax.apps.report_plots import Plot, bars
@@ -36,7 +36,7 @@ def table_of(found: Mapping[str, Any], cores: int) -> str:
         f"them {words['50']}; tokens: half {captions['tokens_50']}, 99 % {captions['tokens_99']}; "
         f"cut at data.max_tokens: {captions['truncated_share']:.1%}",
         f"copies            {found['duplicates']['copies']:,}",
-        f"cannot be used    {found['bad']['count']:,}",
+        f"cannot be used    {found['bad']['count']:,}{_reasons(found['bad']['reasons'])}",
         f"decoding          {rate:,.0f} pictures/s on one core: with {cores} cores an accelerator "
         f"that takes more than {rate * cores:,.0f} a second waits",
         "",
@@ -45,6 +45,11 @@ def table_of(found: Mapping[str, Any], cores: int) -> str:
     if not found["warnings"]:
         lines.append("nothing to complain about")
     return "\n".join(lines)
+
+
+def _reasons(known: Sequence[tuple[str, int]]) -> str:
+    some = "; ".join(f"{count:,} {reason}" for reason, count in known[:3])
+    return f" ({some}; all in {SKIPPED_FILE})" if some else ""
 
 
 def write_page(

@@ -7,6 +7,7 @@ of this machine and in `data_beam` wherever Apache Beam runs.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from clip_lite_jax.errors import BadImage, ConfigError
 from clip_lite_jax.files import cache_folder, read_json
 from clip_lite_jax.places import Place, each, place, write_text, writing
 from clip_lite_jax.remote import RemotePath
+
+log = logging.getLogger(__name__)
 
 SETTINGS_FILE, MANIFEST_FILE, SKIPPED_FILE = "convert.json", "manifest.json", "skipped.jsonl"
 FORMATS = ("records", "tfds")
@@ -102,6 +105,12 @@ def convert(conversion: Conversion, processes: int) -> dict[str, Any]:
     """
     jobs, bad = plan(conversion)
     missing = unfinished(jobs)
+    if not missing:
+        log.warning(
+            "%s was finished before, and stays as it is, even where pictures have changed since: "
+            "empty it to convert anew",
+            conversion.folder,
+        )
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="shard") as bar:
         for _ in run_jobs(convert_shard, missing, processes):
             bar.update()
@@ -188,7 +197,8 @@ def describe(manifest: dict[str, Any]) -> str:
     for split, known in manifest["splits"].items():
         size = known["bytes"] / 2**20
         lines.append(f"{split:20} {known['examples']:12,} {len(known['shards']):8,} {size:10,.1f}")
-    lines.append(f"left out: {manifest['skipped']:,}, listed in {SKIPPED_FILE}")
+    listed = f", listed in {SKIPPED_FILE}" if manifest["skipped"] else ""
+    lines.append(f"left out: {manifest['skipped']:,}{listed}")
     return "\n".join(lines)
 
 
@@ -202,6 +212,7 @@ def _check_folder(conversion: Conversion, data: str) -> None:
         changed = [key for key in settings if known.get(key) != settings[key]]
         if changed:
             listed = "; ".join(f"{k}: {known.get(k)!r} there, {settings[k]!r} now" for k in changed)
+            listed = "the source has changed" if changed == ["fingerprint"] else listed
             raise ConfigError(
                 f"{conversion.folder} holds another conversion ({listed}): choose another folder, "
                 "or empty this one"

@@ -58,7 +58,11 @@ def run_jobs(
         return
     shared = Shared(_opened)
     with process_pool(min(processes, len(jobs)), _remember, shared) as pool:
-        yield from pool.map(work, jobs)
+        try:
+            yield from pool.map(work, jobs)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all others would be done first
+            raise
 
 
 def _remember(opened: dict[str, dict[str, Source]]) -> None:

@@ -55,5 +55,8 @@ def write_clean(path: Path, ours: Mapping[str, Source], theirs: Mapping[str, Sou
 
 def describe(leaks: Sequence[Leak], ours: Mapping[str, Source]) -> str:
     if not leaks:
-        return f"no picture in common with the {len(ours['train']):,} for training"
+        return (
+            f"no picture in common with the {len(ours['train']):,} for training, by their paths "
+            "and ids; contents are compared by `clip-lite data check`"
+        )
     return "\n".join(map(str, leaks))

@@ -87,7 +87,8 @@ def validate(config: Config) -> None:
         raise ConfigError(f"data.augment.crop_scale={(low, high)}: needs 0 < low <= high <= 1")
     if config.optim.warmup_steps >= config.steps:
         raise ConfigError(
-            f"optim.warmup_steps={config.optim.warmup_steps} is not below steps={config.steps}"
+            f"optim.warmup_steps={config.optim.warmup_steps} is not below steps={config.steps}: "
+            "give fewer of them (--config.optim.warmup_steps=), or more steps (--config.steps=)"
         )
     if config.data.held_out > 0.45:
         raise ConfigError(f"data.held_out={config.data.held_out} leaves too little to train on")

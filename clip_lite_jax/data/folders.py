@@ -58,7 +58,10 @@ def read_image_folder(config: DataConfig) -> Found:
         folders = name.parts[:-1]
         split = folders[0] if folders and folders[0] in ("train", "val", "test") else ""
         if not folders[bool(split) :]:
-            raise DataError(f"{path} is in no folder of a class below {root}")
+            raise DataError(
+                f"{path} has no caption: neither a {path.stem}.txt beside it, nor a folder of a "
+                f"class below {root} around it"
+            )
         names.append(name.as_posix())
         classes.append(folders[bool(split)])
         splits.append(split)

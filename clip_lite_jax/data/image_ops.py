@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip_lite_jax.config import AugmentConfig
 from clip_lite_jax.errors import BadImage, ConfigError
@@ -125,6 +125,8 @@ def _damage_is_a_bad_image() -> Iterator[None]:
             yield
     except BadImage:
         raise
+    except UnidentifiedImageError as error:  # its message holds an address in memory
+        raise BadImage(f"cannot be decoded: none of {', '.join(FORMATS)}") from error
     # Pillow's decoders raise a zoo of exceptions on damaged data, SyntaxError and struct.error
     # among them; every one of them means that this image cannot be used.
     except Exception as error:

@@ -44,6 +44,11 @@ class Images(Protocol):
         """Those of some rows."""
         ...
 
+    def stamp(self, index: int) -> str:
+        """Another text when the image of a row has changed, as far as that is cheap to tell."""
+        del index
+        return ""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -62,6 +67,9 @@ class Pairs:
 
     def metadata(self, index: int) -> Example:
         return self.rows[self.row(index)]
+
+    def stamp(self, index: int) -> str:
+        return self.images.stamp(self.row(index))
 
     def row(self, index: int) -> int:
         return int(self.indices[index])
@@ -99,6 +107,13 @@ class FileImages(Images):
             except BadImage as error:
                 reasons[row] = str(error)
         return reasons
+
+    def stamp(self, index: int) -> str:
+        try:
+            status = (self.root / (self.paths[index].as_py() or "")).stat()
+            return f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):
+            return "missing"
 
     def take(self, indices: np.ndarray) -> FileImages:
         return FileImages(self.root, self.paths.take(pa.array(indices)))
@@ -194,7 +209,9 @@ def inside(root: Path, name: str) -> Path:
     if not target.is_relative_to(root):
         raise BadImage(f"the path leaves {root}")
     if not is_file:
-        raise BadImage("no such file")
+        with_slashes = root / name.replace("\\", "/")
+        hint = "; folders are parted by / here" if "\\" in name and with_slashes.is_file() else ""
+        raise BadImage(f"no such file{hint}")
     return target
 
 
@@ -251,7 +268,9 @@ def build_pairs(
     bad.expect(bad.total + count)
     bad.extend((_place(found, row), reasons[row]) for row in sorted(reasons))
     if len(reasons) == count:
-        raise DataError(f"{found.path}: no usable row; {len(bad)} are listed in {bad.path}")
+        example = next(iter(reasons.values()), "it has none")
+        listed = f"; {len(bad)} are listed in {bad.path}" if bad.path else ""
+        raise DataError(f"{found.path}: no usable row ({example}){listed}")
     usable = np.ones(count, bool)
     usable[list(reasons)] = False
     if reasons and not rows.all_different(found.ids):

@@ -5,6 +5,7 @@ path never leaves the folder it belongs to.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,8 @@ from clip_lite_jax.data.rows import Rows, texts
 from clip_lite_jax.data.splits import uniform
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.places import Place, place
+
+log = logging.getLogger(__name__)
 
 EMOJI_FILE = Path(__file__).parent / "builtin" / "emoji.arrayrecord"
 
@@ -131,14 +134,17 @@ def _splits(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
 
 
 def _read(config: DataConfig) -> Found:
-    return FORMATS[format_of(config)](config)
+    name = format_of(config)
+    log.info("%s is read as %s (data.format)", config.source, name)
+    return FORMATS[name](config)
 
 
 def _mixed(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
     """The splits of all parts of a mixture, each part's examples after those of the one before."""
-    if config.source != DataConfig().source:
+    if config.source not in ("", DataConfig().source):
         raise DataError(
-            f"data.source={config.source!r} beside data.mixture: make it a part of the mixture"
+            f"data.source={config.source!r} beside data.mixture: make it a part of the mixture, or "
+            "leave it empty (--config.data.source=)"
         )
     parts: dict[str, dict[str, Source]] = {}
     for name, part in config.mixture.items():
@@ -146,7 +152,12 @@ def _mixed(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
             own = replace(config, mixture={}, source=part.source, **part.fields)
         except pydantic.ValidationError as error:
             raise DataError(f"data.mixture.{name}.fields: {explain(error)}") from error
-        parts[name] = build_sources(own, bad, training=False)
+        found = BadExamples()
+        try:
+            parts[name] = build_sources(own, found, training=False)
+        finally:
+            bad.expect(bad.total + found.total)
+            bad.extend((f"{name}/{id}", reason) for id, reason in found.reasons.items())
     mixed: dict[str, Source] = {}
     for split in dict.fromkeys(split for splits in parts.values() for split in splits):
         sources = {name: splits[split] for name, splits in parts.items() if split in splits}
@@ -203,6 +214,10 @@ class Mixture:
     def metadata(self, index: int) -> Example:
         name, part, place = self._place(index)
         return _named(name, part.metadata(place))
+
+    def stamp(self, index: int) -> str:
+        _, part, place = self._place(index)
+        return part.stamp(place) if isinstance(part, Pairs) else ""
 
     def _place(self, index: int) -> tuple[str, Source, int]:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.csv as pa_csv
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import rows
+from clip_lite_jax.data.folders import PICTURES
 from clip_lite_jax.data.pairs import Found, images_in
 from clip_lite_jax.data.rows import TEXT, TEXTS
 from clip_lite_jax.errors import DataError
@@ -35,7 +37,8 @@ def read_table(config: DataConfig) -> Found:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
     except OSError as error:
-        raise DataError(f"data.source={path}: {error}") from error
+        why = error.strerror or error
+        raise DataError(f"data.source={str(config.source)!r}: {why}") from error
 
 
 def needed(config: DataConfig) -> list[str]:
@@ -49,8 +52,9 @@ def _found(
     config: DataConfig,
     columns: Mapping[str, pa.Array],
     line_of: Callable[[int], int],
+    bad: Mapping[int, str] | None = None,
 ) -> Found:
-    """`line_of` a row is the line of the file that it ends on."""
+    """`line_of` a row is the line of the file that it ends on; `bad` rows have a reason."""
     image = columns[config.image_column]
     return Found(
         str(path),
@@ -60,6 +64,7 @@ def _found(
         columns[config.group_column] if config.group_column else None,
         columns[config.split_column] if config.split_column else None,
         lambda row: f"{path.name}:{line_of(row)}",
+        bad or {},
     )
 
 
@@ -67,9 +72,19 @@ def check_names(path: Place, config: DataConfig, names: Sequence[str]) -> None:
     for column in needed(config):
         if column not in names:
             raise DataError(
-                f"{path}: no column {column!r}; it has {', '.join(names)}. Name yours with "
-                "data.image_column and data.caption_columns"
+                f"{path}: no column {column!r}; it has {', '.join(names)}. {_advice(names)}"
             )
+
+
+def _advice(names: Sequence[str]) -> str:
+    """What to do about columns that are called otherwise."""
+    if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0]), None)):
+        return f"Cells seem to be parted by {other!r}: save the table with commas, or tabs as .tsv"
+    if any(PurePath(name.strip()).suffix.lower() in PICTURES for name in names):
+        return "The first line has to name the columns: image,caption"
+    if any(name != name.strip() for name in names):
+        return "There is white space around some of these names: take it away"
+    return "Name yours with data.image_column and data.caption_columns"
 
 
 def read_csv(path: Place, config: DataConfig) -> Found:
@@ -91,14 +106,26 @@ def _read_any(path: Place, delimiter: str, config: DataConfig, header: Sequence[
     """Row by row, by the standard library: slow, but it says where what is wrong."""
     columns, pieces, lines = needed(config), [], [np.zeros(0, np.int32)]
     places = [header.index(name) for name in columns]
+    bad: dict[int, str] = {}
+    count = 0
     for chunk in rows.in_chunks(_numbered_rows(path, delimiter)):
+        for number, (_, row) in enumerate(chunk, count):
+            if any(row[len(header) :]):
+                bad[number] = (
+                    f"{len(row)} cells, of which the header names {len(header)}: a caption that "
+                    f"holds a {SEPARATORS[delimiter]} needs quotation marks around it"
+                )
+        count += len(chunk)
         lines.append(np.array([line for line, _ in chunk], np.int32))
         pieces.append([_cells(chunk, place) for place in places])
     found = {
         name: rows.in_one_piece([piece[i] for piece in pieces], TEXT)
         for i, name in enumerate(columns)
     }
-    return _found(path, config, found, np.concatenate(lines).__getitem__)
+    return _found(path, config, found, np.concatenate(lines).__getitem__, bad)
+
+
+SEPARATORS = {",": "comma", "\t": "tab"}
 
 
 def _numbered_rows(path: Place, delimiter: str) -> Iterator[tuple[int, list[str]]]:

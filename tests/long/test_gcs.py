@@ -62,5 +62,5 @@ def test_conversion(tmp_path: Path, bucket: str) -> None:
 
 
 def test_what_is_not_there(bucket: str) -> None:
-    with pytest.raises(DataError, match=f"No such file: '{bucket}/gone.csv'"):
+    with pytest.raises(DataError, match=f"'{bucket}/gone.csv': No such file"):
         everything(DataConfig(source=f"{bucket}/gone.csv"))
