@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 2 for what cannot be done, 130 after Ctrl-C."""
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Libraries that log while they are imported have set it up before.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in ("absl", "jax"):  # jax tells at every start which accelerators there are not
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:

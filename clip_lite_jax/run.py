@@ -12,12 +12,12 @@ import optax
 from jax.sharding import Mesh
 
 from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
-from clip_lite_jax.config import Config, DataConfig, to_dict
+from clip_lite_jax.config import Config, to_dict
 from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import Source, build_sources, captions_of, fingerprint
-from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer, load_tokenizer
+from clip_lite_jax.data.tokenizer import LONGEST, Tokenizer, load_or_train_tokenizer, load_tokenizer
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
@@ -64,6 +64,25 @@ class Run:
     def is_writer(self) -> bool:
         """Whether this process writes logs and reports."""
         return jax.process_index() == 0
+
+    def warn_of_cut_captions(self) -> None:
+        """Says so where more than one training caption in a hundred is cut, of some a thousand."""
+        data, train = self.config.data, self.sources["train"]
+        if data.augment.tag_dropout:  # tags are in another order at every step: none is always cut
+            return
+        some = range(0, len(train), max(1, len(train) // 1000))
+        captions = [caption_ops.choose(train.metadata(i).captions, data.captions)[0] for i in some]
+        whole = Tokenizer(self.tokenizer.model, LONGEST, data.caption_normalization)
+        tokens = whole(captions)[1].sum(axis=1)
+        share = np.mean(tokens > data.max_tokens)
+        if share > 0.01:
+            log.warning(
+                "%.0f %% of the captions are longer than data.max_tokens=%d and are cut: %d would "
+                "hold 99 %% of them",
+                100 * share,
+                data.max_tokens,
+                np.quantile(tokens, 0.99, method="higher"),
+            )
 
     def init_state(self, load: bool) -> tuple[TrainState, optax.GradientTransformation]:
         """A fresh state on the mesh, and its optimizer; with `load` from the weights of others."""
@@ -144,7 +163,6 @@ def build_run(config: Config, workdir: Path) -> Run:
         tokenizer = load_tokenizer(stored, config.data)
     else:
         tokenizer = load_or_train_tokenizer(captions_of(train), config.data)
-    _warn_of_cut_captions(tokenizer, train, config.data)
     write_atomic(stored, tokenizer.model)
     write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(given), indent=2))
     model = build_model(
@@ -160,26 +178,6 @@ def build_run(config: Config, workdir: Path) -> Run:
     check_cache(config, model.module.frozen)
     meta = Meta(config, tokenizer.model, fingerprint(sources))
     return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)
-
-
-def _warn_of_cut_captions(tokenizer: Tokenizer, train: Source, data: DataConfig) -> None:
-    """Says so where more than one caption in a hundred is cut, of some a thousand examples."""
-    some = range(0, len(train), max(1, len(train) // 1000))
-    captions = [caption_ops.choose(train.metadata(i).captions, data.captions)[0] for i in some]
-    whole = Tokenizer(tokenizer.model, LONGEST, data.caption_normalization)
-    tokens = whole(captions)[1].sum(axis=1)
-    share = np.mean(tokens > data.max_tokens)
-    if share > 0.01:
-        log.warning(
-            "%.0f %% of the captions are longer than data.max_tokens=%d and are cut: %d would hold "
-            "99 %% of them",
-            100 * share,
-            data.max_tokens,
-            np.quantile(tokens, 0.99, method="higher"),
-        )
-
-
-LONGEST = 512
 
 
 def restore_or_init(

@@ -35,6 +35,7 @@ def train(config: Config, workdir: Path) -> Run:
     check_resampling(config.data.augment)
     run = build_run(config, workdir)
     config = run.config  # with what model.*.init_from states
+    run.warn_of_cut_captions()
     learner = build_learner(
         run.model,
         config.objective,

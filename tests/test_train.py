@@ -250,5 +250,6 @@ def test_captions_that_are_cut_are_told_of(
     limit: int, said: bool, pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny_config(pairs)
-    build_run(replace(config, data=replace(config.data, max_tokens=limit)), tmp_path)
+    run = build_run(replace(config, data=replace(config.data, max_tokens=limit)), tmp_path)
+    run.warn_of_cut_captions()
     assert (f"longer than data.max_tokens={limit} and are cut" in caplog.text) == said

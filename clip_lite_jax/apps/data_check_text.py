@@ -12,12 +12,10 @@ import numpy as np
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.rows import in_chunks
 from clip_lite_jax.data.sources import Source
-from clip_lite_jax.data.tokenizer import Tokenizer, load_or_train_tokenizer
+from clip_lite_jax.data.tokenizer import LONGEST, Tokenizer, load_or_train_tokenizer
 
 LOOKED_AT = 200_000
 """Captions whose text is looked at, evenly spread; all are counted."""
-LONGEST = 512
-"""Tokens of a caption are counted up to this."""
 SHOWN = 10
 
 PROBLEMS = {

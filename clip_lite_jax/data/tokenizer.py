@@ -15,6 +15,8 @@ from clip_lite_jax.data.caption_ops import NORMALIZATIONS
 from clip_lite_jax.data.tokenizer_files import WORDS, read_tokenizer
 from clip_lite_jax.errors import ConfigError, DataError
 
+LONGEST = 512
+"""Tokens of a caption are counted up to this, where nothing is cut."""
 MAX_CAPTION_BYTES = 4096
 """Longer captions are left out of tokenizer training (SentencePiece drops them as well)."""
 
