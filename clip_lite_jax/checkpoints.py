@@ -6,17 +6,27 @@ data is the step itself (`data.pipeline`), so nothing else is needed to go on.
 """
 
 import base64
+import contextlib
+import itertools
+import logging
+import shutil
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from clip_lite_jax._version import __version__
 from clip_lite_jax.config import CheckpointConfig, Config, from_dict, to_dict
 from clip_lite_jax.errors import CheckpointError
+from clip_lite_jax.manifest import MANIFEST, problem_of, seal
 from clip_lite_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 WEIGHTS, OPTIMIZER, META = "weights", "optimizer", "meta"
@@ -50,25 +60,37 @@ class Meta:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has saved a checkpoint; Orbax gives finished ones the name of their step."""
-    return any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
+    """Whether a run has finished a checkpoint, in whatever state it is now."""
+    return any((path / MANIFEST).exists() for path in _folders(workdir / FOLDER))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders of steps, in their order."""
+    paths = [path for path in folder.glob("*") if path.name.isdigit()]
+    return sorted(paths, key=lambda path: int(path.name))
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background and atomically."""
+    """The checkpoints of one run, written in the background and atomically.
 
-    def __init__(self, workdir: Path, config: CheckpointConfig | None = None) -> None:
-        folder = (workdir / FOLDER).absolute()
-        keep = (config or CheckpointConfig()).keep
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            item_handlers={
-                WEIGHTS: ocp.StandardCheckpointHandler(),
-                OPTIMIZER: ocp.StandardCheckpointHandler(),
-                META: ocp.JsonCheckpointHandler(),
-            },
-        )
+    A manifest seals each when it is whole (`manifest`), and none is used that is not as it was.
+    """
+
+    def __init__(
+        self, workdir: Path, config: CheckpointConfig | None = None, *, read_only: bool = False
+    ) -> None:
+        """Unless `read_only`, damaged checkpoints that are newer than the newest sound one move
+        out of the way, to ``STEP.damaged``, as does what a kill left unfinished.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        self._folder = (workdir / FOLDER).absolute()
+        self._config = config or CheckpointConfig()
+        self._newest = _newest_sound(self._folder, read_only)
+        self._manager = self._build_manager()
+        self._writing: threading.Thread | None = None
+        self._failed: Exception | None = None
 
     @classmethod
     def open(cls, workdir: Path) -> "Checkpoints":
@@ -77,16 +99,82 @@ class Checkpoints:
             raise CheckpointError(
                 f"{workdir} holds no {FOLDER}: give the --workdir of a run that has saved one"
             )
-        return cls(workdir)
+        return cls(workdir, read_only=True)
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """The step of the newest checkpoint that is whole."""
+        return self._newest
 
     def save(self, state: TrainState, meta: Meta) -> None:
-        """Copies the state off the devices and writes it in the background."""
+        """Copies the state off the devices and writes it in the background.
+
+        Raises:
+          CheckpointError: it cannot be written, or the one before it could not.  The state is as it
+            was; to save it again is another attempt.
+        """
+        self.wait()
+        step = int(state.step)
+        if step in self._manager.all_steps():  # sealed already, by an attempt that failed later
+            return
         items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
         args = ocp.args.Composite(**items, **{META: ocp.args.JsonSave(meta.to_json())})
-        self._manager.save(int(state.step), args=args)
+        try:
+            self._manager.save(step, args=args)
+        # Orbax and TensorStore pass on whatever the file system says.
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+        self._writing = threading.Thread(target=self._finish, args=(step,), name="checkpoint")
+        self._writing.start()
+
+    def wait(self) -> None:
+        """Blocks until what was saved is on disk; raises `CheckpointError` where it is not."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failed is not None:
+            error, self._failed = self._failed, None
+            raise self._failure(error) from error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether what was saved last could not be written; the next call says why."""
+        return self._failed is not None
+
+    def _finish(self, step: int) -> None:
+        """Waits for Orbax in a thread of its own, and seals what it has written."""
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                seal(self._folder / str(step))
+            self._newest = step
+        except Exception as error:  # for the main thread
+            self._failed = error
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        # Orbax's manager is of no use after it has failed, and a new one clears what is half done.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        with contextlib.suppress(OSError):
+            self._manager = self._build_manager()
+        try:
+            free = f"{shutil.disk_usage(self._folder.parent).free / 2**20:,.0f} MiB free"
+        except OSError:
+            free = "the folder of the run is not there"
+        reason = str(error).partition("\n")[0]
+        if len(reason) > 300:
+            reason = f"{reason[:120]} ... {reason[-160:]}"
+        return CheckpointError(f"no checkpoint in {self._folder} ({free}): {reason}")
+
+    def _build_manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=self._config.keep, create=True),
+            item_handlers={
+                WEIGHTS: ocp.StandardCheckpointHandler(),
+                OPTIMIZER: ocp.StandardCheckpointHandler(),
+                META: ocp.JsonCheckpointHandler(),
+            },
+        )
 
     def restore(self, step: int, like: TrainState, weights_only: bool = False) -> TrainState:
         """The state of `step` with the shapes, types and shardings of `like`.
@@ -130,18 +218,62 @@ class Checkpoints:
         args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
         return Meta.from_json(self._manager.restore(step, args=args)[META])
 
-    def wait(self) -> None:
-        """Blocks until what was saved is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        self._manager.close()
+        """Waits, and raises, as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _newest_sound(folder: Path, read_only: bool) -> int | None:
+    """The newest step that is as it was when it was sealed; None where there is no checkpoint.
+
+    Process 0 looks for all.
+    """
+    newest = -1
+    if jax.process_index() == 0:
+        newest = _look_for_newest(folder, read_only)
+    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    if newest == ALL_DAMAGED:
+        raise CheckpointError(
+            f"all checkpoints in {folder} are damaged; the log says how. Bring one back from a "
+            "copy, or start again in another --workdir"
+        )
+    return None if newest == NONE else newest
+
+
+NONE, ALL_DAMAGED = -1, -2
+
+
+def _look_for_newest(folder: Path, read_only: bool) -> int:
+    sealed = []
+    for path in _folders(folder):
+        if (path / MANIFEST).exists():
+            sealed.append(path)
+        elif not read_only:
+            log.warning("checkpoint %s was not finished, and is not used", path)
+            path.rename(_unused(path))
+    for path in reversed(sealed):
+        problem = problem_of(path)
+        if not problem:
+            return int(path.name)
+        log.error("checkpoint %s is not used: %s", path, problem)
+        if not read_only and path != sealed[0]:
+            path.rename(_unused(path))
+    return ALL_DAMAGED if sealed else NONE
+
+
+def _unused(path: Path) -> Path:
+    """A name for what is damaged, beside others of it."""
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

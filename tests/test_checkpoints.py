@@ -1,5 +1,6 @@
 """What a checkpoint holds, and what it refuses."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_model
 
-from clip_lite_jax.checkpoints import Checkpoints, Meta
+from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import CheckpointConfig, OptimConfig
 from clip_lite_jax.errors import CheckpointError
+from clip_lite_jax.manifest import problem_of, seal
 from clip_lite_jax.models import build_model
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh
@@ -94,3 +96,138 @@ def test_another_model_is_refused(states: tuple[TrainState, TrainState], tmp_pat
 def test_there_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         Checkpoints.open(tmp_path)
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def files_of(workdir: Path, step: int) -> list[Path]:
+    return sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {"flipped": flip_a_bit, "cut": cut, "deleted": Path.unlink}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(
+    states: tuple[TrainState, TrainState], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    workdir = tmp_path_factory.mktemp("two")
+    save(workdir, states[0], 1, 2)
+    return workdir
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_no_damage_goes_unnoticed(
+    how: str, two_checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = len(files_of(two_checkpoints, 2))
+    assert count > 10
+    for number in range(count):
+        workdir = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, workdir)
+        victim = files_of(workdir, 2)[number]
+        DAMAGE[how](victim)
+        caplog.clear()
+        with Checkpoints(workdir) as checkpoints:
+            assert checkpoints.latest_step() == 1
+        assert "is not used" in caplog.text or "was not finished" in caplog.text
+        names = {path.name for path in (workdir / "checkpoints").iterdir()}
+        assert names == {"1", "2.damaged"}
+
+
+def test_the_one_before_is_restored_and_the_step_saved_again(
+    states: tuple[TrainState, TrainState], two_checkpoints: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    flip_a_bit(files_of(workdir, 2)[-1])
+    with Checkpoints.open(workdir) as checkpoints:  # to read: nothing moves
+        assert checkpoints.latest_step() == 1
+    assert (workdir / "checkpoints" / "2").is_dir()
+    for _ in range(2):
+        with Checkpoints(workdir) as checkpoints:
+            step = checkpoints.latest_step()
+            assert step == 1
+            state = checkpoints.restore(step, states[1])
+            checkpoints.save(replace(state, step=state.step + 1), META)
+            checkpoints.wait()
+            assert checkpoints.latest_step() == 2
+        flip_a_bit(files_of(workdir, 2)[-1])
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert names == {"1", "2", "2.damaged", "2.damaged1"}
+
+
+def test_all_damaged_is_an_error(two_checkpoints: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    for step in (1, 2):
+        flip_a_bit(files_of(workdir, step)[0])
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="all checkpoints in .* are damaged"):
+            Checkpoints(workdir)
+        with pytest.raises(CheckpointError, match="all checkpoints in .* are damaged"):
+            Checkpoints.open(workdir)
+
+
+def test_a_first_one_that_was_not_finished_is_none(
+    states: tuple[TrainState, TrainState], tmp_path: Path
+) -> None:
+    save(tmp_path, states[0], 1)
+    (tmp_path / "checkpoints" / "1" / "manifest.json").unlink()
+    assert not has_checkpoint(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("", "manifest.json cannot be read"), ("[]", "cannot be read"), ('{"files": {}}', "belong")],
+)
+def test_a_manifest_of_something_else(content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    seal(tmp_path)
+    assert problem_of(tmp_path) == ""
+    (tmp_path / "manifest.json").write_text(content)
+    assert problem in problem_of(tmp_path)
+
+
+# --- A disk that does not take it -----------------------------------------------------------------
+
+
+def broken_at(folder: Path) -> None:
+    """Saving fails as where a file is in the way of the folder."""
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+
+
+def test_what_could_not_be_written_is_written_later(
+    states: tuple[TrainState, TrainState], tmp_path: Path
+) -> None:
+    state, other = states
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(replace(state, step=state.step + 1), META)
+        checkpoints.wait()
+        broken_at(tmp_path / "checkpoints")
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=r"no checkpoint in .* \([\d,]+ MiB free\): "):
+                checkpoints.save(replace(state, step=state.step + 2), META)
+                checkpoints.wait()
+        (tmp_path / "checkpoints").unlink()
+        checkpoints.save(replace(state, step=state.step + 2), META)
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 2
+        np.testing.assert_array_equal(
+            jax.tree.leaves(checkpoints.restore(2, other).params)[0],
+            jax.tree.leaves(state.params)[0],
+        )

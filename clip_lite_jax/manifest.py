@@ -1,0 +1,57 @@
+"""What files a checkpoint has: written after all of them, and looked at before any is read.
+
+Orbax restores a checkpoint of which a byte has changed without a word.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from clip_lite_jax.files import write_atomic
+
+MANIFEST = "manifest.json"
+THREADS = 4  # hashing leaves Python's lock alone
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest of a finished folder: size and SHA-256 of every file below it."""
+    files = {name: size_and_hash(folder / name) for name in _names(folder)}
+    write_atomic(folder / MANIFEST, json.dumps({"files": files}, indent=1))
+
+
+def problem_of(folder: Path) -> str:
+    """What is wrong with a folder that was sealed; nothing if it is as it was."""
+    try:
+        known: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except FileNotFoundError:
+        return f"it was never finished: there is no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    there = _names(folder)
+    for name in sorted(known.keys() ^ set(there)):
+        return f"{name} is missing" if name in known else f"{name} does not belong to it"
+    for name in there:  # sizes first: they cost nothing
+        if (folder / name).stat().st_size != known[name][0]:
+            return f"{name} has {(folder / name).stat().st_size:,} bytes, not {known[name][0]:,}"
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            found = list(pool.map(lambda name: size_and_hash(folder / name), there))
+        except OSError as error:
+            return str(error)
+    changed = [name for name, value in zip(there, found, strict=True) if value != known[name]]
+    return f"the content of {changed[0]} has changed" if changed else ""
+
+
+def size_and_hash(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return [os.fstat(file.fileno()).st_size, digest]
+
+
+def _names(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return sorted(name for name in names if name != MANIFEST)
