@@ -135,11 +135,6 @@ class Checkpoints:
             error, self._failed = self._failed, None
             raise self._failure(error) from error
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether what was saved last could not be written; the next call says why."""
-        return self._failed is not None
-
     def _finish(self, step: int) -> None:
         """Waits for Orbax in a thread of its own, and seals what it has written."""
         try:

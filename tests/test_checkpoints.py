@@ -211,6 +211,11 @@ def broken_at(folder: Path) -> None:
     folder.write_text("in the way")
 
 
+def save_and_wait(checkpoints: Checkpoints, state: TrainState) -> None:
+    checkpoints.save(state, META)
+    checkpoints.wait()
+
+
 def test_what_could_not_be_written_is_written_later(
     states: tuple[TrainState, TrainState], tmp_path: Path
 ) -> None:
@@ -219,10 +224,10 @@ def test_what_could_not_be_written_is_written_later(
         checkpoints.save(replace(state, step=state.step + 1), META)
         checkpoints.wait()
         broken_at(tmp_path / "checkpoints")
+        later = replace(state, step=state.step + 2)
         for _ in range(2):
             with pytest.raises(CheckpointError, match=r"no checkpoint in .* \([\d,]+ MiB free\): "):
-                checkpoints.save(replace(state, step=state.step + 2), META)
-                checkpoints.wait()
+                save_and_wait(checkpoints, later)
         (tmp_path / "checkpoints").unlink()
         checkpoints.save(replace(state, step=state.step + 2), META)
         checkpoints.wait()
