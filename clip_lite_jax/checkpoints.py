@@ -232,7 +232,7 @@ def _newest_sound(folder: Path, read_only: bool) -> int | None:
 
     Process 0 looks for all.
     """
-    newest = -1
+    newest = NONE
     if jax.process_index() == 0:
         newest = _look_for_newest(folder, read_only)
     newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from conftest import COLOURS, SHAPES, draw
 
 from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example, write_records
+from clip_lite_jax.data.sources import build_sources
 
 COUNT = 50
 
@@ -307,3 +309,15 @@ def written(name: str, folder: Path) -> DataConfig:
 
 UNSPLIT = ("flickr_token", "folder")
 """Formats that say nothing of splits."""
+
+
+Row = tuple[str, str, tuple[str, ...], bytes]
+
+
+def everything(config: DataConfig) -> dict[str, list[Row]]:
+    """All that is known of all examples, by split."""
+    found = {}
+    for split, source in build_sources(config, BadExamples()).items():
+        examples = (source[i] for i in range(len(source)))
+        found[split] = [(e.id, e.group, e.captions, e.image) for e in examples]
+    return found

@@ -10,32 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fifty import FORMATS, UNSPLIT, fifty_pairs, written
+from fifty import FORMATS, UNSPLIT, everything, fifty_pairs, written
 
 from clip_lite_jax.apps import data_convert
 from clip_lite_jax.apps.data_convert import Conversion, conversion_of, convert
 from clip_lite_jax.cli import main
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened, decode
-from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> DataConfig:
     return written("csv_rows", tmp_path / "source")
-
-
-Row = tuple[str, str, tuple[str, ...], bytes]
-
-
-def everything(config: DataConfig) -> dict[str, list[Row]]:
-    found = {}
-    for split, source in build_sources(config, BadExamples()).items():
-        examples = (source[i] for i in range(len(source)))
-        found[split] = [(e.id, e.group, e.captions, e.image) for e in examples]
-    return found
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from fifty import FORMATS, Pair, fifty_pairs, write_images, written
+from fifty import FORMATS, Pair, everything, fifty_pairs, write_images, written
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from test_data_convert import BEAM
@@ -56,17 +56,6 @@ def fifty() -> list[Pair]:
 
 def read(config: DataConfig, bad: BadExamples | None = None) -> dict[str, Source]:
     return build_sources(config, BadExamples() if bad is None else bad)
-
-
-Row = tuple[str, str, tuple[str, ...], bytes]
-
-
-def everything(config: DataConfig) -> dict[str, list[Row]]:
-    found = {}
-    for split, source in read(config).items():
-        examples = (source[i] for i in range(len(source)))
-        found[split] = [(e.id, e.group, e.captions, e.image) for e in examples]
-    return found
 
 
 def put(folder: Path, url: str = BUCKET) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from buckets import everything, moved
-from fifty import FORMATS, written
+from buckets import moved
+from fifty import FORMATS, everything, written
 
 from clip_lite_jax.apps.data_convert import conversion_of, convert
 from clip_lite_jax.config import DataConfig

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fifty import written
+from fifty import everything, written
 
 from clip_lite_jax import remote
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.bad_examples import BadExamples
-from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.remote import RemotePath
 
@@ -37,14 +35,6 @@ def address(tmp_path: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-def everything(config: DataConfig) -> dict[str, list[Any]]:
-    found = {}
-    for split, source in build_sources(config, BadExamples()).items():
-        examples = (source[i] for i in range(len(source)))
-        found[split] = [(e.id, e.group, e.captions, e.image) for e in examples]
-    return found
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from buckets import everything, moved
-from fifty import FORMATS, fifty_pairs, written
+from buckets import moved
+from fifty import FORMATS, everything, fifty_pairs, written
 
 from clip_lite_jax.apps.data_convert import conversion_of, convert
 from clip_lite_jax.cli import main
