@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_lite_jax._version import __version__
-from clip_lite_jax.errors import ConfigError, UserError
+from clip_lite_jax.errors import ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from clip_lite_jax.config import DataConfig
 
+INTERRUPTED = 75
+"""Exit status EX_TEMPFAIL of sysexits.h: the same command goes on."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 2 for what cannot be done, 130 after Ctrl-C."""
+    """The command; returns the exit status.
+
+    2 for what cannot be done, `INTERRUPTED` for a run that was asked to end and has saved, 130
+    after Ctrl-C where there is nothing to be saved.
+    """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     # Libraries that log while they are imported have set it up before.
@@ -28,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and known.command not in ("train", "config", "plan", "data"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
         known.call(known, rest)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

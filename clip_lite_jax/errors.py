@@ -21,6 +21,10 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing or does not fit."""
 
 
+class Interrupted(UserError, RuntimeError):
+    """A run that was asked to end, and has saved where it was."""
+
+
 class NonFiniteError(UserError, RuntimeError):
     """Loss or gradient stopped being a number."""
 
