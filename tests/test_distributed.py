@@ -76,15 +76,15 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 
 # The command with something else in the place of training; `I` is the number of the process.
 INSTEAD = """
-import atexit, os, sys, time
-from clip_lite_jax import cli, distributed, main
+import atexit, os, sys, time, types
+from clip_lite_jax import cli, distributed
 distributed.SEEN_WITHIN = 3
 I = int(sys.argv[sys.argv.index("--process-id") + 1])
 
 def run(config, workdir):
     {body}
 
-main.run = run
+sys.modules["clip_lite_jax.main"] = types.SimpleNamespace(run=run)  # its import takes seconds
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
