@@ -8,6 +8,9 @@ without a traceback.  Any other exception is a bug and shows where it is.
 class UserError(Exception):
     """Base of all errors whose message is enough."""
 
+    status = 2
+    """What the command line exits with."""
+
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot run."""
@@ -22,7 +25,9 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class Interrupted(UserError, RuntimeError):
-    """A run that was asked to end, and has saved where it was."""
+    """A run that was asked to end, and has saved where it was; the same command goes on."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -31,3 +36,9 @@ class NonFiniteError(UserError, RuntimeError):
 
 class BadImage(UserError, ValueError):
     """An image that cannot be used."""
+
+
+class PeerError(UserError, RuntimeError):
+    """Another process of the run is missing; it may come if all are started again."""
+
+    status = 1
