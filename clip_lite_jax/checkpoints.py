@@ -11,7 +11,7 @@ import itertools
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -126,15 +126,16 @@ class Checkpoints:
 
         The same in all processes.
         """
+        passed = monotonic() - self._last_try
+        alone = jax.process_count() == 1  # several end where one of them fails
+        if alone and (self._failures or self._failed is not None):
+            return passed >= RETRY_SECONDS
         if step % self._config.every == 0:
             return True
-        passed = monotonic() - self._last_try
-        if self._failures or self._failed is not None:  # of one process alone: several end
-            return passed >= RETRY_SECONDS
         if self._config.minutes is None:
             return False
         late = passed >= 60 * self._config.minutes
-        if jax.process_count() == 1:
+        if alone:
             return late
         if step % CLOCK_STEPS:
             return False
@@ -149,26 +150,30 @@ class Checkpoints:
           CheckpointError: it failed too often; or at all, in a run of several processes, which
             can go on from the one before in the same way.
         """
+        with self._told("now"):
+            self.wait()  # for the one before, that is written in the background
         while True:
-            try:
+            with self._told(f"in {RETRY_SECONDS:.0f} s"):
                 self.save(state, meta, numbers)
                 if wait:
                     self.wait()
                 return
-            except CheckpointError as error:
-                self._failures += 1
-                if self._failures >= ATTEMPTS or jax.process_count() > 1:
-                    raise
-                log.error(
-                    "%s; training goes on in memory, attempt %d of %d follows in %.0f s",
-                    error,
-                    self._failures + 1,
-                    ATTEMPTS,
-                    RETRY_SECONDS,
-                )
             if not wait:
                 return
             sleep(RETRY_SECONDS)
+
+    @contextlib.contextmanager
+    def _told(self, again: str) -> Iterator[None]:
+        """Counts and logs a failure, and that there is another attempt; or raises it."""
+        try:
+            yield
+        except CheckpointError as error:
+            self._failures += 1
+            if self._failures >= ATTEMPTS or jax.process_count() > 1:
+                raise
+            number = self._failures + 1
+            message = "%s; training goes on in memory, attempt %d of %d follows %s"
+            log.error(message, error, number, ATTEMPTS, again)
 
     def save(
         self, state: TrainState, meta: Meta, numbers: Mapping[str, float] | None = None

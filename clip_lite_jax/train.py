@@ -82,7 +82,7 @@ def train(config: Config, workdir: Path) -> Run:
         *pieces_of_process(run.mesh),
         config.accumulate,
     )
-    writer = MetricWriter(workdir, config, start, run.is_writer)
+    writer = MetricWriter(workdir, config, start, run.is_writer, evaluated == start)
     progress = Progress(start, config.steps, config.batch_size, run.is_writer)
     pending = PendingMetrics(config, run.sources["train"], writer, progress, checkpoints)
     log.info("%d training examples, %d parameters", len(run.sources["train"]), _size(state.params))
