@@ -219,7 +219,6 @@ def everything(table: Path, steps: int) -> Config:
         optim=OptimConfig(warmup_steps=1, ema_decay=0.9, lookahead_steps=3),
         objective=ObjectiveConfig(name="dv"),
         negatives=NegativesConfig(name="queue", sides="both", block=4, lanes=2, memory=4),
-        accumulate=2,
         checkpoint=CheckpointConfig(every=EVERY, keep=3, keep_every=4 * EVERY),
         eval=EvalConfig(every=2 * EVERY, batch_size=16),
     )
@@ -273,7 +272,7 @@ class Chaos:
         begun = time.monotonic()
         process = self.start(strike)
         try:
-            status = process.wait(300)
+            status = process.wait(1800)
         finally:
             process.kill()
         text = self.log.read_text()
