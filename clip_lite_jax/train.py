@@ -100,6 +100,7 @@ def train(config: Config, workdir: Path) -> Run:
                 pending.write_all()
                 numbers = _evaluated(evaluators, bind(state.eval_params, state.model_state))
                 writer.write(step, numbers)
+                checkpoints.look_for_best(numbers)
                 progress.restart_clock()
             if (last or stop or checkpoints.due(step)) and step > start:
                 pending.write_all()  # a state that is not finite is noticed before it is saved

@@ -291,7 +291,8 @@ class Chaos:
             )
         if status == 2:
             assert f"error: all checkpoints in {self.checkpoints} are damaged" in text
-        if said := [line for line in text.splitlines() if line.startswith("restored checkpoint ")]:
+        before = text.partition("training examples,")[0]  # evaluation restores it once more
+        if said := [line for line in before.splitlines() if line.startswith("restored ")]:
             assert said[0] == f"restored checkpoint {expected} of {self.workdir}", self.story(text)
             for path in unusable:
                 lines = [line for line in text.splitlines() if f"checkpoint {path} " in line]
