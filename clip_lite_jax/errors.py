@@ -8,6 +8,9 @@ without a traceback.  Any other exception is a bug and shows where it is.
 class UserError(Exception):
     """Base of all errors whose message is enough."""
 
+    status = 2
+    """What the command line exits with."""
+
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot run."""
@@ -27,3 +30,9 @@ class NonFiniteError(UserError, RuntimeError):
 
 class BadImage(UserError, ValueError):
     """An image that cannot be used."""
+
+
+class PeerError(UserError, RuntimeError):
+    """Another process of the run is missing; it may come if all are started again."""
+
+    status = 1
