@@ -10,13 +10,13 @@ launch/local.sh N [OPTION...] --config FILE.py --workdir DIR [--config.FIELD=VAL
 
 Trains with N processes on this machine, each with its own CPU devices, as N machines would.  (A run
 over the GPUs of one machine needs no such thing: one process uses them all.)  Every line that a
-process prints carries its number.  When one fails, the others are told to stop, and are ended when
-they have not after a while; the exit status is that of the first that failed.  Signals (Ctrl-C,
-SIGTERM, SIGHUP) are passed on to all: they save and end with status 75, and the same command goes on.
+process prints carries its number.  When one fails, the others end by themselves, and are made to
+when they do not; the exit status is that of the first that failed.  Signals (Ctrl-C, SIGTERM,
+SIGHUP) are passed on to all: they save and end with status 75, and the same command goes on.
 
   --devices=D     CPU devices of each process (1)
   --port=PORT     where process 0 is found by the others (one that is free)
-  --grace=SECONDS how long the others have to end by themselves when one has (60)
+  --grace=SECONDS when one has failed, the others get SIGTERM after 5 s, and SIGKILL so much later (60)
   --python=FILE   (.venv/bin/python of this checkout, else python3)
   --dry_run       print the commands, run nothing
 END
@@ -58,18 +58,21 @@ if on dry_run; then
     exit 0
 fi
 
-prefix() { # PROCESS
-    local line
-    while IFS= read -r line || [[ -n $line ]]; do
-        printf '[%s] %s\n' "$1" "$line"
-    done
-}
+# Every line with the number of its process, which logs of several processes have already.  A
+# progress bar goes back to the start of its line, and would never end it.
+PREFIX='
+import sys
+start = f"[process {sys.argv[1]}] "
+for line in open(0, encoding="utf-8", errors="replace"):
+    if line.strip():
+        print("" if line.startswith("[process ") else start, line, sep="", end="", flush=True)
+'
 
 declare -A running=() # process id by number
 declare -a started=() printers=()
 folder=$(mktemp -d)
 told=false # whether the processes know that they are to stop
-deadline="" # when those that are left are ended
+failed="" # when the first has failed, in seconds
 
 pass_on() { # SIGNAL
     told=true
@@ -96,7 +99,7 @@ done
 set -m # every process gets a group of its own, so that Ctrl-C reaches it once, from here
 for ((i = 0; i < processes; i++)); do
     mkfifo "$folder/$i"
-    prefix "$i" <"$folder/$i" &
+    "${OPTION[python]}" -c "$PREFIX" "$i" <"$folder/$i" &
     printers+=($!)
     command_of "$i"
     "${command[@]}" >"$folder/$i" 2>&1 </dev/null &
@@ -115,16 +118,17 @@ while ((${#running[@]})); do
         ((status)) || continue
         say "launch/local.sh: process $i ended with status $status"
         ((first)) || first=$status
-        [[ -n $deadline ]] || deadline=$((SECONDS + OPTION[grace]))
-        # One that has saved was told to by something that told the others, too.
-        if ! $told && ((status != SAVED && ${#running[@]})); then
-            say "launch/local.sh: the other processes are told to stop"
-            pass_on TERM
-        fi
+        failed=${failed:-$SECONDS}
     done
-    if [[ -n $deadline ]] && ((SECONDS >= deadline && ${#running[@]})); then
-        say "launch/local.sh: ending what is left after ${OPTION[grace]} s: process ${!running[*]}"
-        pass_on KILL
+    if [[ -n $failed ]] && ((${#running[@]} && SECONDS - failed >= 5)); then
+        # One that has saved was told to by something that told the others, too.
+        if ! $told && ((first != SAVED)); then
+            say "launch/local.sh: stopping process ${!running[*]}"
+            pass_on TERM
+        elif ((SECONDS - failed >= 5 + OPTION[grace])); then
+            say "launch/local.sh: killing process ${!running[*]}"
+            pass_on KILL
+        fi
     fi
     sleep 0.2 &
     wait $! || true # unlike sleep itself, this is interrupted by a signal

@@ -8,15 +8,14 @@ usage() {
     cat <<'END'
 launch/slurm.sh [OPTION...] --config FILE.py --workdir DIR [--config.FIELD=VALUE...] [-- ARGUMENT...]
 
-Submits a job that trains on all its nodes: one process for each GPU, or one for each node where
-there are none. They find each other by what Slurm tells them. The folder of the run and this checkout
+Submits a job that trains on all its nodes: one process for each GPU, or for each node. They find each other by what Slurm tells them. The folder of the run and this checkout
 must be at the same place on all nodes. Shortly before its time is up, and when it is preempted, the
 job is told to stop: training saves, ends with status 75, and the job goes back to the queue under the
 same number, where it goes on from that checkpoint.
 
   --nodes=N            (1)
   --gpus_per_node=G    (0: CPUs)
-  --tasks_per_node=T   processes of each node, where there are no GPUs (1)
+  --tasks_per_node=T   processes of each node: G, each with one GPU, or 1 with all (G, or 1 on CPUs)
   --cpus_per_task=C    processors of each process, which read its data (Slurm's own setting)
   --time=TIME          such as 24:00:00 or 2-00:00:00 (the partition's)
   --warning=SECONDS    before the end of that time (120)
@@ -41,13 +40,13 @@ need_number gpus_per_node 0
 need_number warning 60
 need_training
 need_name name '[-_.A-Za-z0-9]+' "letters, digits, hyphens, underscores and dots"
-if ((OPTION[gpus_per_node])); then
-    # JAX gives the process that Slurm counts as the i-th of its node the i-th GPU.
-    [[ -z ${OPTION[tasks_per_node]} ]] || die "--tasks_per_node: with GPUs there is one process for each"
-    OPTION[tasks_per_node]=${OPTION[gpus_per_node]}
+if [[ -z ${OPTION[tasks_per_node]} ]]; then
+    OPTION[tasks_per_node]=$((OPTION[gpus_per_node] > 0 ? OPTION[gpus_per_node] : 1))
 fi
-OPTION[tasks_per_node]=${OPTION[tasks_per_node]:-1}
 need_number tasks_per_node 1
+((OPTION[gpus_per_node] == 0 || OPTION[tasks_per_node] == 1 ||
+    OPTION[tasks_per_node] == OPTION[gpus_per_node])) ||
+    die "--tasks_per_node=${OPTION[tasks_per_node]}: give 1, or ${OPTION[gpus_per_node]}, one for each GPU"
 [[ -z ${OPTION[cpus_per_task]} ]] || need_number cpus_per_task 1
 for option in time partition account log "${EXTRA[@]}"; do
     [[ ${OPTION[$option]-$option} != *[[:space:]\"\'\\]* ]] ||
