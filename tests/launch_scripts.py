@@ -13,7 +13,7 @@ LAUNCH = ROOT / "launch"
 GOLDEN = Path(__file__).parent / "golden"
 
 AWKWARD = [
-    "--config.name=it's \"one\"",
+    '--config.name=it\'s "one"',
     "--config.data.source=$HOME/`id`/a  b\t*?[c]{d,e}~!#&;|<>",
     "--config.data.strict=$(id) $$ $(HOME) $5 \\n %s",
     "--config.log.wandb_project=two\nlines",

@@ -201,7 +201,7 @@ def test_what_is_submitted_is_what_was_printed(case: str, tmp_path: Path) -> Non
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The commands of what was printed, those of a batch script too; what a flag is given is out."""
+    """The commands of what was printed, those of a batch script too."""
     batch = [line.replace("#SBATCH", "sbatch") for line in text.splitlines() if "#SBATCH" in line]
     lines = [line for line in text.splitlines() if re.match(r"(gcloud|srun|kubectl|sbatch) ", line)]
     return [words_of(line.partition(" <<")[0]) for line in lines + batch]
@@ -348,7 +348,7 @@ def test_what_kubernetes_asks_beyond_the_schema(case: str) -> None:
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
-    """Kubernetes' rule for arguments: ``$(NAME)`` is replaced where it is known, ``$$`` is ``$``."""
+    """Kubernetes' rule: ``$(NAME)`` is replaced where it is known, ``$$`` is ``$``."""
 
     def replace(found: re.Match[str]) -> str:
         return "$" if found[0] == "$$" else variables.get(found[1], found[0])
