@@ -18,7 +18,7 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.peers import Group, Peers, prefixed
 
-HEARTBEAT = 25
+HEARTBEAT = 20
 """Seconds after which jax gives up a process that is there but does not move, by aborting all."""
 TOGETHER = (0,)
 """Exit statuses that all processes come to at the same step; any other is one process's own."""

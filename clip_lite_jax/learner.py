@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.combinations import check_combination, draws_within_parts
 from clip_lite_jax.config import NegativesConfig, ObjectiveConfig
+from clip_lite_jax.gathering import gathered
 from clip_lite_jax.models import Embedded, Model
 from clip_lite_jax.negatives import (
     Pairs,
@@ -122,6 +123,7 @@ def _gradient(
     """``((loss, Learned), gradient)`` of rows that draw their negatives among themselves."""
 
     def loss(params: Any) -> tuple[Array, Learned]:
+        params = gathered(params)
         embedded, keys, model_state = _embed(learner, params, state, batch, part)
         labels = (batch.group, batch.valid, row)
         inputs = (batch.image, (batch.tokens, batch.mask)) if learner.negatives.reembed else None
@@ -231,7 +233,8 @@ def _in_two_passes(learner: Learner) -> GradientFn:
 
         def first_pass(model_state: Any, given: tuple[Array, Batch]) -> tuple[Any, Any]:
             current = replace(state, model_state=model_state)
-            embedded, keys, model_state = _embed(learner, state.params, current, given[1], given[0])
+            params = gathered(state.params)
+            embedded, keys, model_state = _embed(learner, params, current, given[1], given[0])
             return model_state, (embedded, keys)
 
         model_state, (embedded, keys) = lax.scan(first_pass, state.model_state, (numbers, batch))
@@ -239,16 +242,18 @@ def _in_two_passes(learner: Learner) -> GradientFn:
         labels = (*joined((batch.group, batch.valid)), rows)
 
         def head(params: Any, embedded: Embedded) -> tuple[Array, Learned]:
-            return _loss(learner, params, state, joined(embedded), joined(keys), labels)
+            return _loss(learner, gathered(params), state, joined(embedded), joined(keys), labels)
 
         function = jax.value_and_grad(head, argnums=(0, 1), has_aux=True)
         (value, learned), (grads, pulls) = function(state.params, embedded)
 
         def second_pass(grads: Any, given: tuple[Array, Batch, Embedded]) -> tuple[Any, None]:
             part, part_batch, pull = given
-            _, back = jax.vjp(
-                lambda p: _embed(learner, p, state, part_batch, part)[0], state.params
-            )
+
+            def embed(params: Any) -> Embedded:
+                return _embed(learner, gathered(params), state, part_batch, part)[0]
+
+            _, back = jax.vjp(embed, state.params)
             return jax.tree.map(jnp.add, grads, back(pull)[0]), None
 
         grads, _ = lax.scan(second_pass, grads, (numbers, batch, pulls))

@@ -135,6 +135,7 @@ class Peers:
     def _watch(self, process: int) -> None:
         while (message := self._links[process].receive()) is not None:
             if "failed" in message:
+                self._gone.add(process)
                 self._end(message["failed"])
             elif self.process == 0:
                 self._count_done(process)
@@ -152,27 +153,27 @@ class Peers:
     def _count_done(self, process: int) -> None:
         self._done.add(process)
         if self.process == 0 and len(self._done) == len(self.hosts):
-            self._all_done.set()
             for link in self._links.values():
                 link.send(done=True)
+            self._all_done.set()
 
     def _end(self, text: str) -> NoReturn:
-        """Prints why, tells the others, and ends this process, whatever its main thread does."""
+        """Prints why and ends this process, whatever its main thread does; process 0 ends all."""
         self._ending.acquire()
         start = "" if self.process else "\n"  # below the progress bar
         lines = prefixed(f"error: {text}", self.process)
         os.write(2, f"{start}{lines}\n".encode())  # the main thread may hold the lock of sys.stderr
-        self._tell(text)
+        if self.process == 0:
+            self._tell(text)
         os._exit(1)
 
     def _tell(self, text: str) -> None:
+        """Tells process 0, or, as process 0, all; and lets them end first."""
         for link in self._links.values():
             link.send(failed=text)
         # jax aborts a process whose coordinator is gone: each gets the time to say why it ends.
-        deadline = time.monotonic() + 5
-        while self.process == 0 and len(self._gone) < len(self._links):
-            if time.monotonic() > deadline:
-                break
+        deadline = time.monotonic() + 5 * (self.process == 0)
+        while len(self._gone) < len(self._links) and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def _name(self, processes: Sequence[int]) -> str:
@@ -251,6 +252,7 @@ def _answer(link: Link, group: Group, come: dict[int, tuple[Link, str]]) -> None
         other = come[process][1] if process else socket.gethostname()
         mistake = f"--process-id={process} twice, on {other} and on {host}: each needs its own"
     else:
+        log.debug("process %d is here, on %s", process, host)
         come[process] = link, host
         return
     log.warning("a process was refused: %s", mistake)

@@ -96,6 +96,7 @@ class Run:
             config.negatives,
             config.batch_size,
             load_towers(self.model, config.model) if load else {},
+            config.mesh,
         )
 
     def inputs(self, params: Any, model_state: Any) -> TowerInputs:
@@ -177,7 +178,9 @@ def build_run(config: Config, workdir: Path) -> Run:
         model = model.freeze(frozen_towers(config.optim, config.steps, params))
     check_cache(config, model.module.frozen)
     meta = Meta(config, tokenizer.model, fingerprint(sources))
-    return Run(config, workdir, build_mesh(), bad, sources, tokenizer, model, meta)
+    return Run(
+        config, workdir, build_mesh(config=config.mesh), bad, sources, tokenizer, model, meta
+    )
 
 
 def restore_or_init(

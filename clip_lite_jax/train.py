@@ -19,7 +19,7 @@ from clip_lite_jax.learner import build_learner
 from clip_lite_jax.metrics import MetricWriter, Progress
 from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.run import Run, build_run, restore_or_init
-from clip_lite_jax.sharding import put_batch
+from clip_lite_jax.sharding import pieces_of_process, put_batch
 from clip_lite_jax.train_step import make_encode_fns, make_train_step
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def train(config: Config, workdir: Path) -> Run:
     )
     checkpoints = Checkpoints(workdir, config.checkpoint)
     state, optimizer = restore_or_init(run, checkpoints)
-    train_step = make_train_step(learner, optimizer, run.mesh, config.optim.ema_decay)
+    train_step = make_train_step(learner, optimizer, run.mesh, config.optim.ema_decay, config.mesh)
     bind = make_encode_fns(run.model, run.mesh)
     inputs = run.inputs(state.params, state.model_state)
     evaluators = run.evaluators("validation", inputs)
@@ -63,8 +63,7 @@ def train(config: Config, workdir: Path) -> Run:
         config.batch_size,
         config.seed,
         start,
-        jax.process_index(),
-        jax.process_count(),
+        *pieces_of_process(run.mesh),
         config.accumulate,
     )
     writer = MetricWriter(workdir, config, start, run.is_writer)

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.color_jitter import color_jitter
+from clip_lite_jax.config import MeshConfig
+from clip_lite_jax.gathering import in_pieces
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
-from clip_lite_jax.negatives import Pairs, remember, uses_memory
-from clip_lite_jax.sharding import any_rows, batch_sharding, replicated
+from clip_lite_jax.negatives import Pairs, remember
+from clip_lite_jax.sharding import any_rows, batch_sharding, replicated, shardings_like
 from clip_lite_jax.train_state import Target, TrainState, state_shardings, step_keys
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -26,14 +28,24 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     ema_decay: float = 0.0,
+    mesh_config: MeshConfig | None = None,
 ) -> TrainStep:
-    """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state."""
+    """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state.
+
+    The state comes as `state_shardings` says, and the new one lies like it.
+    """
     gradient = make_gradient(learner)
+    settings = mesh_config or MeshConfig()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # Part by part where a batch has parts, which are there to save memory.
         batch = lax.map(_jittered, batch) if learner.parts > 1 else _jittered(batch)
-        (loss, learned), grads = gradient(state, batch)
+        with in_pieces(mesh):
+            (loss, learned), grads = gradient(state, batch)
+        # Each device sums the part of the gradients that it updates, not all of them.
+        grads = lax.with_sharding_constraint(
+            grads, shardings_like(grads, state.params, mesh, settings)
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -48,7 +60,7 @@ def make_train_step(
             "bad_examples": jnp.sum(~batch.valid),
             **learner.model.watched(state.params),
         }
-        state = TrainState(
+        new = TrainState(
             step=state.step + 1,
             params=params,
             model_state=learned.model_state,
@@ -57,13 +69,12 @@ def make_train_step(
             target=_new_target(learner, mesh, state, params, learned.pairs),
             log_normalizer=metrics.get("dv_log_normalizer", state.log_normalizer),
         )
-        return state, metrics
+        return lax.with_sharding_constraint(new, state_shardings(mesh, settings, new)), metrics
 
-    state_sharding = state_shardings(mesh, uses_memory(learner.negatives))
     return jax.jit(
         step,
-        in_shardings=(state_sharding, batch_sharding(mesh, parts=learner.parts > 1)),
-        out_shardings=(state_sharding, replicated(mesh)),
+        in_shardings=(None, batch_sharding(mesh, parts=learner.parts > 1)),
+        out_shardings=(None, replicated(mesh)),
         donate_argnums=0,
     )
 
@@ -109,9 +120,9 @@ class EncodeFns:
 
 def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]:
     """``bind(params, model_state) -> EncodeFns``; compiled once, whatever the parameters."""
-    rows, whole = batch_sharding(mesh), replicated(mesh)
-    image = jax.jit(model.encode_image, in_shardings=(whole, whole, rows), out_shardings=whole)
-    text = jax.jit(model.encode_text, in_shardings=(whole, whole, rows, rows), out_shardings=whole)
+    rows, whole = batch_sharding(mesh), replicated(mesh)  # parameters lie as they lie
+    image = jax.jit(model.encode_image, in_shardings=(None, None, rows), out_shardings=whole)
+    text = jax.jit(model.encode_text, in_shardings=(None, None, rows, rows), out_shardings=whole)
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import pytest
 from conftest import FLAGS, tiny_config, tiny_model, write_pairs
 
 from clip_lite_jax.checkpoints import Checkpoints
-from clip_lite_jax.config import Config, DataConfig, OptimConfig, to_dict
+from clip_lite_jax.config import Config, OptimConfig, to_dict
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import build_sources
+from clip_lite_jax.files import read_json_lines
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics
 
@@ -75,15 +76,15 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 
 # The command with something else in the place of training; `I` is the number of the process.
 INSTEAD = """
-import sys, time
-from clip_lite_jax import cli, distributed, errors, main
+import atexit, os, sys, time, types
+from clip_lite_jax import cli, distributed
 distributed.SEEN_WITHIN = 3
 I = int(sys.argv[sys.argv.index("--process-id") + 1])
 
 def run(config, workdir):
     {body}
 
-main.run = run
+sys.modules["clip_lite_jax.main"] = types.SimpleNamespace(run=run)  # its import takes seconds
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
@@ -197,8 +198,7 @@ def train(folder: Path, config: Path, processes: int) -> Path:
 def drawn(workdir: Path) -> dict[int, Any]:
     """Examples and negatives by step; a step that was begun twice had the same ones."""
     steps: dict[int, Any] = {}
-    for line in (workdir / "drawn.jsonl").read_text().splitlines():
-        step, *integers = json.loads(line)
+    for step, *integers in read_json_lines(workdir / "drawn.jsonl"):
         assert steps.setdefault(step, integers) == integers
     return steps
 
@@ -253,8 +253,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(two_processes: Path, tmp_pa
     config, workdir = two_processes.parent / "config.py", tmp_path / "run"
     for killed, last in ((1, 7), (0, 13)):
         with Processes(tmp_path, command(["-c", WATCHED], config, workdir, 2)) as running:
-            begun = workdir / "drawn.jsonl"
-            running.wait_for(lambda last=last: begun.exists() and last in drawn(workdir))
+            running.wait_for(lambda last=last: last in drawn(workdir))
             running.running[killed].kill()
             since = time.monotonic()
             status = [1, 1]
@@ -293,6 +292,83 @@ def test_a_picture_that_one_process_cannot_read_ends_both(
     with Processes(tmp_path, given) as running:
         assert running.wait() == (1, 2), running.texts()
     first, second = (text.splitlines()[-1] for text in running.texts())
-    assert second.startswith("[process 1] error: 1 of 48 examples cannot be used")
+    assert second.startswith("[process 1] error: 1 of 96 examples cannot be used")
     reason = second.removeprefix("[process 1] error: ")
     assert first == f"[process 0] error: process 1 on {HOST} failed: {reason}"
+
+
+# --- Ends, without training -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "config", tiny_config(tmp_path / "pairs.csv"))
+
+
+def instead(body: str) -> list[str]:
+    return ["-c", INSTEAD.format(body=body)]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_exception_of_one_process_ends_the_other(
+    failing: int, config: Path, tmp_path: Path
+) -> None:
+    body = f"time.sleep(300 * (I != {failing})); raise RuntimeError('no luck')"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        assert running.wait() == (1, 1), running.texts()
+    own, other = (running.texts()[number].splitlines() for number in (failing, 1 - failing))
+    assert f"[process {failing}] Traceback (most recent call last):" in own
+    assert own[-1] == f"[process {failing}] RuntimeError: no luck"
+    assert other[-1] == (
+        f"[process {1 - failing}] error: process {failing} on {HOST} failed: RuntimeError: no luck"
+    )
+    assert not any("Traceback" in line for line in other)
+
+
+def test_an_error_that_comes_of_a_lost_process_is_not_what_is_told(
+    config: Path, tmp_path: Path
+) -> None:
+    """As between CPUs, whose collectives raise at once where a peer is gone."""
+    body = "I and os.kill(os.getpid(), 9); time.sleep(0.5); 1 / 0"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        assert running.wait() == (1, -signal.SIGKILL), running.texts()
+    assert "process 1 on" in running.texts()[0].splitlines()[-1]
+    assert "ZeroDivisionError" not in running.texts()[0]
+
+
+def test_all_wait_for_the_last(config: Path, tmp_path: Path) -> None:
+    """What jax leaves to a barrier that gives up after some minutes."""
+    body = "time.sleep(2 * I); print(time.time()); atexit.register(lambda: print(time.time()))"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        assert running.wait() == (0, 0), running.texts()
+    times = [[float(line) for line in text.split()[-2:]] for text in running.texts()]
+    assert times[0][1] > times[1][0] > times[0][0]
+
+
+def test_a_folder_that_is_not_shared(config: Path, tmp_path: Path) -> None:
+    one, other = (command(instead("pass"), config, tmp_path / name, 2) for name in "ab")
+    one[1] = other[1][: other[1].index("--coordinator-address")] + one[1][-6:]
+    with Processes(tmp_path, one) as running:
+        assert running.wait() == (1, 2), running.texts()
+    for text in running.texts():
+        assert f"--workdir={tmp_path}/b on {HOST} is not the folder that process 0" in text
+
+
+def test_ctrl_c(config: Path, tmp_path: Path) -> None:
+    body = "print('begun', flush=True); time.sleep(300)"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        running.wait_for(lambda: all("begun" in text for text in running.texts()))
+        running.running[1].send_signal(signal.SIGINT)
+        assert running.wait(30) == (1, 130), running.texts()
+    assert f"error: process 1 on {HOST} was stopped by Ctrl-C" in running.texts()[0]
+
+
+def test_a_missing_host_and_wrong_flags(config: Path, tmp_path: Path) -> None:
+    program = ["-m", "clip_lite_jax.main"]
+    one, other = command(program, config, tmp_path / "run", 2)
+    hasty = ["--join-timeout", "1"]
+    with Processes(tmp_path, [[*one, *hasty], [*other[:-1], "2"]]) as running:
+        assert running.wait() == (1, 2), running.texts()
+    first, second = (text.splitlines()[-1] for text in running.texts())
+    assert first.startswith("[process 0] error: process 1 of 2 did not come to 127.0.0.1:")
+    assert second == "error: --process-id=2: of 2 processes they are 0 to 1"

@@ -341,7 +341,7 @@ def test_what_is_planned_is_what_training_takes(
     inputs = run.inputs(state.params, state.model_state)
     twice = config.objective.visual_weight > 0
     transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad, twice)
-    batches = train_batches(transform, config.batch_size, 0, 0, 0, 1, config.accumulate)
+    batches = train_batches(transform, config.batch_size, 0, 0, parts=config.accumulate)
     assert shapes(step.batch) == shapes(next(batches))
 
 

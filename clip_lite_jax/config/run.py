@@ -1,5 +1,8 @@
 """One run: all sections, and the rules between their fields."""
 
+from typing import Literal
+
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from clip_lite_jax.config.data import DataConfig
@@ -49,6 +52,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class MeshConfig:
+    """How the model is spread over devices; changes what fits and how fast, and no result."""
+
+    replica: PositiveInt = 1
+    """Slices of accelerators, between which the network is slow: each holds the whole model."""
+    fsdp: PositiveInt | Literal["all"] = 1
+    """Devices over which parameters and optimizer state are split; ``all`` of a slice."""
+    rules: dict[str, NonNegativeInt | None] = Field(default_factory=dict)
+    """Dimension that is split by a parameter's path, first match wins, or None to keep it whole:
+    ``{"^text_encoder/words": 0}``; the rest is split along the longest that divides."""
+    min_size: NonNegativeInt = 4096
+    """Parameters of fewer numbers stay whole: to split them costs more than it saves."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LogConfig:
     every: PositiveInt = 1
     """Steps between lines of ``metrics.jsonl``."""
@@ -75,6 +93,7 @@ class Config:
     objective: ObjectiveConfig = ObjectiveConfig()
     negatives: NegativesConfig = NegativesConfig()
     optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
