@@ -11,8 +11,10 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     exit 2
 fi
 
+# How a training ends that was told to stop, so that the same command goes on: it has saved (75), or
+# there was nothing to save yet or any more, and SIGTERM has ended it (128 + 15).
 # shellcheck disable=SC2034  # for the scripts that read this
-SAVED=75 # how a training ends that was told to stop and has saved; the same command goes on
+STOPPED="75|143"
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 declare -A OPTION=([dry_run]=false [help]=false)
 declare -a WORDS=() TRAINING=() EXTRA=()

@@ -221,10 +221,10 @@ spec:
         podFailurePolicy:
           rules:
           - action: FailJob
-            onExitCodes: # training was told to stop and has saved
+            onExitCodes: # training was told to stop
               containerName: train
               operator: In
-              values: [$SAVED]
+              values: [${STOPPED/|/, }]
           - action: FailJob
             onPodConditions: # the pod was taken away
             - type: DisruptionTarget

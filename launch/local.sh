@@ -11,8 +11,8 @@ launch/local.sh N [OPTION...] --config FILE.py --workdir DIR [--config.FIELD=VAL
 Trains with N processes on this machine, each with its own CPU devices, as N machines would.  (A run
 over the GPUs of one machine needs no such thing: one process uses them all.)  Every line that a
 process prints carries its number.  When one fails, the others end by themselves, and are made to
-when they do not; the exit status is that of the first that failed.  Signals (Ctrl-C, SIGTERM,
-SIGHUP) are passed on to all: they save and end with status 75, and the same command goes on.
+when they do not; the exit status is that of the first that failed.  Ctrl-C and SIGTERM (or the end
+of the terminal) are passed on to all: they save and end with status 75, and the same command goes on.
 
   --devices=D     CPU devices of each process (1)
   --port=PORT     where process 0 is found by the others (one that is free)
@@ -91,10 +91,8 @@ end_all() { # also the worker processes of those that are gone: each group is a 
 }
 
 trap end_all EXIT
-for signal in INT TERM HUP; do
-    # shellcheck disable=SC2064  # the signal's name is wanted now
-    trap "pass_on $signal" "$signal"
-done
+trap 'pass_on INT' INT
+trap 'pass_on TERM' TERM HUP
 
 set -m # every process gets a group of its own, so that Ctrl-C reaches it once, from here
 for ((i = 0; i < processes; i++)); do
@@ -122,7 +120,7 @@ while ((${#running[@]})); do
     done
     if [[ -n $failed ]] && ((${#running[@]} && SECONDS - failed >= 5)); then
         # One that has saved was told to by something that told the others, too.
-        if ! $told && ((first != SAVED)); then
+        if ! $told && [[ ! $first =~ ^($STOPPED)$ ]]; then
             say "launch/local.sh: stopping process ${!running[*]}"
             pass_on TERM
         elif ((SECONDS - failed >= 5 + OPTION[grace])); then

@@ -11,7 +11,7 @@ launch/slurm.sh [OPTION...] --config FILE.py --workdir DIR [--config.FIELD=VALUE
 Submits a job that trains on all its nodes: one process for each GPU, or for each node. They find each other by what Slurm tells them. The folder of the run and this checkout
 must be at the same place on all nodes. Shortly before its time is up, and when it is preempted, the
 job is told to stop: training saves, ends with status 75, and the job goes back to the queue under the
-same number, where it goes on from that checkpoint.
+same number, where it goes on from that checkpoint.  scancel ends it.
 
   --nodes=N            (1)
   --gpus_per_node=G    (0: CPUs)
@@ -85,8 +85,9 @@ trap : TERM
 cd $(quoted "$PWD")
 $(quoted "${step[@]}")
 status=\$?
-if ((status == $SAVED)); then
-    echo \"stopped and saved: back to the queue\"
+# Not when it was cancelled, which is told to the processes in the same way.
+if [[ \$status =~ ^($STOPPED)\$ && \$(squeue --noheader --jobs=\"\$SLURM_JOB_ID\" --format=%T) == RUNNING ]]; then
+    echo \"told to stop: back to the queue\"
     scontrol requeue \"\$SLURM_JOB_ID\"
 fi
 exit \$status"

@@ -199,7 +199,7 @@ count_restart() { # STATUS
 judge() { # REPORT: sets `next` to start, wait, stopped or ended
     local states bad
     states=$(sed -nE 's/^worker [^:]*: (none|running|stopped|lost|ended [0-9]+): .*/\1/p' <<<"$1" | sort -u)
-    bad=$(sed -nE 's/^ended ([0-9]+)$/\1/p' <<<"$states" | grep -vxE "0|$SAVED" | sort -n | head -n 1) || true
+    bad=$(sed -nE 's/^ended ([0-9]+)$/\1/p' <<<"$states" | grep -vxE "0|$STOPPED" | sort -n | head -n 1) || true
     [[ $states != *lost* ]] || bad=${bad:-137}
     next=start # no training yet, or all have saved
     if [[ $states == *running* ]]; then
@@ -248,7 +248,7 @@ watch() { # until training has ended well
                 ended) return 0 ;;
                 stopped)
                     say "training was told to stop and has saved; run goes on with it"
-                    exit "$SAVED"
+                    exit 75
                     ;;
                 start)
                     if { $started || set_up; } && start; then

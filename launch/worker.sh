@@ -71,7 +71,7 @@ state() {
         state=running
     elif [[ -s $RUN/status ]]; then
         state="ended $(<"$RUN/status")"
-        [[ ! -e $RUN/stopped || $state != "ended 75" ]] || state=stopped
+        [[ ! -e $RUN/stopped || ! $state =~ ^ended\ (75|143)$ ]] || state=stopped
     elif [[ -s $RUN/pid ]]; then
         state=lost # the machine was started anew
     fi

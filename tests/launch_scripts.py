@@ -5,7 +5,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -69,19 +69,28 @@ import json, os, sys
 with open({calls!r}, "a") as file:
     told = sys.stdin.read() if {reads} else ""
     file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], told]) + "\\n")
-if "describe" in sys.argv:
-    print("READY")
+print({answer!r})
+sys.exit({status})
 """
 
 
 class Recorded:
     """Programs that take a note of how they are called, in place of real ones."""
 
-    def __init__(self, folder: Path, programs: Iterable[str], reads: bool = False) -> None:
+    def __init__(
+        self, folder: Path, answers: Mapping[str, tuple[str, int]], reads: bool = False
+    ) -> None:
+        """`answers`: what each prints, and how it ends; with `reads` standard input is noted."""
         folder.mkdir()
         self.calls = folder / "calls.jsonl"
-        for name in programs:
-            text = RECORDER.format(python=sys.executable, calls=str(self.calls), reads=reads)
+        for name, (answer, status) in answers.items():
+            text = RECORDER.format(
+                python=sys.executable,
+                calls=str(self.calls),
+                reads=reads,
+                answer=answer,
+                status=status,
+            )
             write_program(folder / name, text)
         self.path = f"{folder}:{os.environ['PATH']}"
 

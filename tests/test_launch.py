@@ -175,7 +175,7 @@ def test_arguments_survive_two_shells_on_the_way_to_a_tpu() -> None:
 
 
 def test_what_runs_is_what_was_printed(tmp_path: Path) -> None:
-    tools = Recorded(tmp_path / "bin", ["gcloud"])
+    tools = Recorded(tmp_path / "bin", {"gcloud": ("READY", 0)})
     for case in ("create", "setup", "status", "logs", "stop", "delete"):
         script, *words = CASES[f"tpu_vm_{case}"]
         assert launch(script, *words, PATH=tools.path).returncode == 0
@@ -188,7 +188,7 @@ def test_what_runs_is_what_was_printed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("slurm", "gke"))])
 def test_what_is_submitted_is_what_was_printed(case: str, tmp_path: Path) -> None:
-    tools = Recorded(tmp_path / "bin", ["sbatch", "kubectl"], reads=True)
+    tools = Recorded(tmp_path / "bin", {"sbatch": ("", 0), "kubectl": ("", 0)}, reads=True)
     script, *words = CASES[case]
     assert launch(script, *words, PATH=tools.path).returncode == 0
     [(call, told)] = tools.read()
@@ -251,26 +251,38 @@ def test_gcloud_itself_reads_the_commands(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1:] == ["all read"], done.stderr[-3000:]
 
 
-def test_the_batch_script_passes_arguments_and_goes_back_to_the_queue(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "state", "again"),
+    [
+        (75, "RUNNING", True),
+        (143, "RUNNING", True),
+        (75, "COMPLETING", False),  # by scancel
+        (1, "RUNNING", False),
+        (0, "RUNNING", False),
+    ],
+)
+def test_the_batch_script_goes_back_to_the_queue(
+    tmp_path: Path, status: int, state: str, again: bool
+) -> None:
     script = dry("slurm_gpus").replace("CHECKOUT", str(ROOT)).split("\n", 1)[1]
-    script = script.removesuffix("END_OF_INPUT\n")
-    for status, calls in ((75, ["srun", "scontrol"]), (1, ["srun"]), (0, ["srun"])):
-        tools = Recorded(tmp_path / str(status), ["srun", "scontrol"])
-        with (tmp_path / str(status) / "srun").open("a") as file:
-            file.write(f"sys.exit({status})\n")
-        done = subprocess.run(
-            ["bash"],
-            input=script,
-            text=True,
-            env={"PATH": tools.path, "SLURM_JOB_ID": "17"},
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
-        assert done.returncode == status
-        found = [call for call, _ in tools.read()]
-        assert [call[0] for call in found] == calls
-        assert found[0][-len(ARGUMENTS) - 1 :] == ["clip_lite_jax.main", *ARGUMENTS]
-        assert found[1:] == ([["scontrol", "requeue", "17"]] if status == 75 else [])
+    answers = {"srun": ("", status), "scontrol": ("", 0), "squeue": (state, 0)}
+    tools = Recorded(tmp_path / "bin", answers)
+    done = subprocess.run(
+        ["bash"],
+        input=script.removesuffix("END_OF_INPUT\n"),
+        text=True,
+        env={"PATH": tools.path, "SLURM_JOB_ID": "17"},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == status
+    srun, *others = [call for call, _ in tools.read()]
+    assert srun[-len(ARGUMENTS) - 1 :] == ["clip_lite_jax.main", *ARGUMENTS]
+    asked = [call for call in others if call[0] == "squeue"]
+    assert asked == [["squeue", "--noheader", "--jobs=17", "--format=%T"]] * (status in (75, 143))
+    assert {"--noheader", "--jobs", "--format"} <= set(FLAGS["squeue"])
+    queued = [call for call in others if call[0] == "scontrol"]
+    assert queued == [["scontrol", "requeue", "17"]] * again
 
 
 # The manifest ----------------------------------------------------------------------------------
@@ -331,7 +343,7 @@ def test_what_kubernetes_asks_beyond_the_schema(case: str) -> None:
     assert exits["onExitCodes"] == {
         "containerName": container["name"],
         "operator": "In",
-        "values": [75],
+        "values": [75, 143],
     }
     assert taken["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert {rule["action"] for rule in (exits, taken)} == {"FailJob"}

@@ -124,8 +124,17 @@ def test_one_that_is_killed_is_told_of(tmp_path: Path) -> None:
     assert "process 0 ended with status 137" in told
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_reach_all_once(tmp_path: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_signals_reach_all_once(
+    tmp_path: Path, sent: signal.Signals, heard: signal.Signals
+) -> None:
     run = Local(tmp_path, "waits,waits")
     run.pid("0"), run.pid("1")
     run.running.send_signal(sent)
@@ -133,7 +142,7 @@ def test_signals_reach_all_once(tmp_path: Path, sent: signal.Signals) -> None:
     assert status == 75
     assert "stopping" not in told
     for number in range(2):
-        assert (tmp_path / f"heard.{number}").read_text() == f"{sent} "
+        assert (tmp_path / f"heard.{number}").read_text() == f"{heard} "
 
 
 def test_those_that_have_saved_leave_the_others_the_time(tmp_path: Path) -> None:
