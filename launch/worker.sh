@@ -22,7 +22,7 @@ PYTHON=.venv/bin/python
 set_up() {
     if [[ ! -x $PYTHON ]]; then
         # Images of Cloud TPU have an older Python than jax needs; uv brings one.
-        python3 -m pip install --quiet --user uv
+        PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
         python3 -m uv venv --quiet --python 3.11 .venv
     fi
     python3 -m uv pip install --quiet --python "$PYTHON" --requirement launch/tpu.lock
