@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from clip_lite_jax import distributed
 from clip_lite_jax._version import __version__
-from clip_lite_jax.errors import ConfigError, UserError
+from clip_lite_jax.errors import ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from clip_lite_jax.config import DataConfig
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status.
 
     2 for what cannot be done, 1 where another process of the run is missing, lost or has failed,
-    130 after Ctrl-C.
+    75 for a run that was asked to end and has saved, 130 after Ctrl-C where nothing was saved.
     """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
@@ -34,11 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and known.command not in ("train", "config", "plan", "data"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
         known.call(known, rest)
+    except Interrupted as error:
+        return distributed.end(error.status, str(error))
     except UserError as error:
         return distributed.end(error.status, f"error: {error}", f"failed: {error}")
     except KeyboardInterrupt:
         message = "stopped; the same command goes on where this one was"
-        return distributed.end(distributed.INTERRUPTED, message, "was stopped by Ctrl-C")
+        return distributed.end(distributed.STOPPED, message, "was stopped by Ctrl-C")
     except Exception as error:
         if not distributed.joined():
             raise

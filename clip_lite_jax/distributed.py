@@ -14,15 +14,15 @@ from pathlib import Path
 
 from clip_lite_jax import peers
 from clip_lite_jax.cluster import detect
-from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.errors import ConfigError, Interrupted
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.peers import Group, Peers, prefixed
 
 HEARTBEAT = 20
 """Seconds after which jax gives up a process that is there but does not move, by aborting all."""
-TOGETHER = (0,)
+TOGETHER = (0, Interrupted.status)
 """Exit statuses that all processes come to at the same step; any other is one process's own."""
-INTERRUPTED = 128 + signal.SIGINT
+STOPPED = 128 + signal.SIGINT
 FOLDER_FILE = ".processes.json"
 SEEN_WITHIN = 60.0
 """Seconds in which a file of process 0 is seen by all hosts, where they share the folder."""
@@ -86,7 +86,7 @@ def end(status: int, message: str = "", told: str = "") -> int:
     if others is not None and status in TOGETHER:
         others.finish()
     elif others is not None:
-        others.fail(told or message, grace=0 if status == INTERRUPTED else peers.GRACE)
+        others.fail(told or message, grace=0 if status == STOPPED else peers.GRACE)
     if message:
         print(prefixed(message, group.process) if group else message, file=sys.stderr)
     if others is not None and status not in TOGETHER:

@@ -24,6 +24,12 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing or does not fit."""
 
 
+class Interrupted(UserError, RuntimeError):
+    """A run that was asked to end, and has saved where it was; the same command goes on."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class NonFiniteError(UserError, RuntimeError):
     """Loss or gradient stopped being a number."""
 
