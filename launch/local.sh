@@ -115,7 +115,8 @@ while ((${#running[@]})); do
         unset "running[$i]"
         ((status)) || continue
         say "launch/local.sh: process $i ended with status $status"
-        ((first)) || first=$status
+        # Those that lose another end with 1, and may be seen first.
+        if ((first == 0)) || { ((first == 1)) && ! $told; }; then first=$status; fi
         failed=${failed:-$SECONDS}
     done
     if [[ -n $failed ]] && ((${#running[@]} && SECONDS - failed >= 5)); then

@@ -114,6 +114,10 @@ def test_the_first_that_fails_ends_all_and_gives_the_status(tmp_path: Path) -> N
     assert (tmp_path / "heard.0").read_text() == f"{signal.SIGTERM} "
 
 
+def test_those_that_lose_another_do_not_give_the_status(tmp_path: Path) -> None:
+    assert Local(tmp_path, "1,2,1").end()[0] == 2
+
+
 def test_one_that_is_killed_is_told_of(tmp_path: Path) -> None:
     run = Local(tmp_path, "forks,waits")
     run.pid("child"), run.pid("1")
@@ -172,7 +176,7 @@ def test_a_real_run_is_killed_and_goes_on(tmp_path: Path) -> None:
         return any(line["step"] >= STEPS // 3 for line in read_metrics(workdir))
 
     try:
-        wait_for(begun, 120)
+        wait_for(begun, 240)
         os.kill(process_of(run.pid, "--process-id 1"), signal.SIGKILL)
         since = time.monotonic()
         assert run.wait(30) == 128 + signal.SIGKILL
