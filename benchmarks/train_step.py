@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,16 @@ def measure(
         for worker in workers.values():
             stack.callback(worker.close)
         of = {name: workers[name.split(",")[0]] for name in ways}
-        for name, options in ways.items():
-            losses = of[name].build(name, **options, **case.options)
-            found[name] |= {"losses": losses, "facts": of[name].ask("facts", name)}
+
+        def build(project: str) -> None:
+            for name, options in ways.items():
+                if name.split(",")[0] == project:
+                    losses = of[name].build(name, **options, **case.options)
+                    found[name] |= {"losses": losses, "facts": of[name].ask("facts", name)}
+                    of[name].ask("rest", name)
+
+        with ThreadPoolExecutor() as pool:  # compiling takes longer than all turns
+            list(pool.map(build, workers))
         # One that does not fit, or does not compile, says so.
         running = [name for name in ways if "failed" not in found[name]["facts"]]
         for _ in range(rounds):
@@ -181,7 +189,7 @@ def run(given: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> No
             save({f"steps {place}": {"records": records} | facts})
 
 
-def main() -> None:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--gpu", action="store_true", help="the large case, on the GPU that is here"
@@ -199,7 +207,11 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write the tables again, no more")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--docs", type=Path)
-    given = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    given = arguments()
     quick = QUICK_RESULTS if given.quick else None
     out, docs = places(given.out, given.docs, (RESULTS, DOCS), quick)
     out.parent.mkdir(parents=True, exist_ok=True)

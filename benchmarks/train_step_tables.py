@@ -19,6 +19,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "steps cpu": _steps,
         "steps gpu": _steps,
         "jitter gpu": _jitter,
+        "parts gpu": _parts,
     }
     found = {name: make(results[name]) for name, make in makers.items() if name in results}
     if "steps gpu" in results:
@@ -140,3 +141,10 @@ def _jitter(part: dict[str, Any]) -> str:
             (f"{size['batch']} images, {what}", str(size["size"]), f"{1000 * size['seconds']:.2f}")
         )
     return f"{table(lines)}\n\n{_origin(part, COMMAND + ' --gpu --parts jitter')}"
+
+
+def _parts(part: dict[str, Any]) -> str:
+    lines: list[Sequence[str]] = [("part", "how", "ms"), ("---",) * 3]
+    for name, versions in part["parts"].items():
+        lines += [(name, how, f"{ms:,.2f}") for how, ms in versions.items()]
+    return f"{table(lines)}\n\n{_origin(part, 'python -m benchmarks.gpu_parts')}"

@@ -138,9 +138,9 @@ def facts(training: Training | Failed) -> dict[str, Any]:
     }
 
 
-def rest(training: Training) -> None:
+def rest(_: Training | Failed) -> None:
     """Gives memory that is not in use back to the device, for the other process."""
-    if training.cuda:
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 

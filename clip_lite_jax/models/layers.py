@@ -47,49 +47,15 @@ def attention(
     `bias`, of the shape of the mask, is added to the scaled products; with `causal` no position
     sees a later one.  CPUs run `_explicit_attention` a third faster than what
     `jax.nn.dot_product_attention` makes of it, which takes the softmax of float64 in float32, too.
-    NVIDIA's GPUs run cuDNN's, which keeps no ``[B, heads, L, L]``, where it can.
     """
     explicit = partial(_explicit_attention, causal=causal)
     if q.dtype == jnp.float64:
         return explicit(q, k, v, mask, bias)
 
     def fused(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-        if mask is None and bias is None and _cudnn_attends(q):
-            return even_attention(q, k, v, causal, "cudnn")
         return jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal)
 
     return lax.platform_dependent(q, k, v, mask, bias, cpu=explicit, default=fused)
-
-
-def even_attention(
-    q: Array, k: Array, v: Array, causal: bool, implementation: Literal["cudnn", "xla"]
-) -> Array:
-    """`jax.nn.dot_product_attention` of even lengths: of odd ones cuDNN has no gradient in JAX.
-
-    What is added comes last, where a causal position does not look; else it is masked.
-    """
-    length, keys = q.shape[1], k.shape[1]
-    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    masked = k.shape[1] > keys and not causal
-    out = jax.nn.dot_product_attention(
-        *(q, k, v),
-        is_causal=causal,
-        key_value_seq_lengths=jnp.full(len(k), keys, jnp.int32) if masked else None,
-        implementation=implementation,
-    )
-    return out[:, :length]
-
-
-def _cudnn_attends(q: Array) -> bool:
-    """Whether cuDNN's attention takes queries ``[B, L, heads, D]``, on the devices that are here.
-
-    It has no float32, and only some widths; before Ampere there is none.
-    """
-    device = jax.local_devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return False
-    known = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return known and float(device.compute_capability) >= 8.0
 
 
 def _explicit_attention(
