@@ -95,7 +95,7 @@ def batches_of(folder: str, augmentation: str, resampling: str, threads: int) ->
     train = build_sources(config, bad)["train"]
     tokenizer = Tokenizer(train_tokenizer(["photograph 1 of a series"], 24), 24)
     transform = TrainTransform(train, TowerInputs(Pixels(config), tokenizer), config, bad)
-    return train_batches(transform, BATCH, 0, 0, 0, 1)
+    return train_batches(transform, BATCH, 0, 0)
 
 
 def build(folder: str, kind: str, core: int) -> Step:

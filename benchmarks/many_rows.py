@@ -54,7 +54,7 @@ def open_table(path: Path, workers: int) -> dict[str, Any]:
     tokenizer = Tokenizer(train_tokenizer(["a picture of thing number 1 in the garden"], 30), 24)
     transform = TrainTransform(train, TowerInputs(Pixels(config), tokenizer), config, bad)
     left = available_mib()
-    batches = train_batches(transform, 256, 0, 0, 0, 1)
+    batches = train_batches(transform, 256, 0, 0)
     drawn = np.concatenate([next(batches).index for _ in range(20)])
     done = time.perf_counter()
     # Evenly over the table: the mean distance of 5,120 rows from where even ones would be.

@@ -251,7 +251,7 @@ def _group(text: str) -> int:
         return found[1].count(",") + 1
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", found[2]))
     if found := re.search(r"source_target_pairs=\{(.*?)\}\}", text):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.combinations import check_combination, draws_within_parts
 from clip_lite_jax.config import NegativesConfig, ObjectiveConfig
+from clip_lite_jax.gathering import gathered
 from clip_lite_jax.models import Embedded, Model
 from clip_lite_jax.negatives import (
     Pairs,
@@ -122,6 +123,7 @@ def _gradient(
     """``((loss, Learned), gradient)`` of rows that draw their negatives among themselves."""
 
     def loss(params: Any) -> tuple[Array, Learned]:
+        params = gathered(params)
         embedded, keys, model_state = _embed(learner, params, state, batch, part)
         labels = (batch.group, batch.valid, row)
         inputs = (batch.image, (batch.tokens, batch.mask)) if learner.negatives.reembed else None
@@ -199,6 +201,17 @@ def _draw_keys(learner: Learner, state: TrainState) -> dict[str, Array]:
     return {"bound": key, "visual": fold(key, 10), "textual": fold(key, 11)}
 
 
+def _spread(embeddings: Array, valid: Array) -> Array:
+    """How far the directions of valid rows ``[B, D]`` lie apart: 0 if all are one, 1 if all ways.
+
+    1 − |mean of the unit vectors|², the variance of the directions.
+    """
+    x = lax.stop_gradient(embeddings)
+    units = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    count = jnp.maximum(jnp.sum(valid), 1)
+    return 1 - jnp.sum((jnp.sum(jnp.where(valid[:, None], units, 0), axis=0) / count) ** 2)
+
+
 def _self_terms(learner: Learner) -> dict[str, float]:
     """Weights of the self-supervised terms that are on."""
     terms = learner.terms
@@ -231,7 +244,8 @@ def _in_two_passes(learner: Learner) -> GradientFn:
 
         def first_pass(model_state: Any, given: tuple[Array, Batch]) -> tuple[Any, Any]:
             current = replace(state, model_state=model_state)
-            embedded, keys, model_state = _embed(learner, state.params, current, given[1], given[0])
+            params = gathered(state.params)
+            embedded, keys, model_state = _embed(learner, params, current, given[1], given[0])
             return model_state, (embedded, keys)
 
         model_state, (embedded, keys) = lax.scan(first_pass, state.model_state, (numbers, batch))
@@ -239,16 +253,18 @@ def _in_two_passes(learner: Learner) -> GradientFn:
         labels = (*joined((batch.group, batch.valid)), rows)
 
         def head(params: Any, embedded: Embedded) -> tuple[Array, Learned]:
-            return _loss(learner, params, state, joined(embedded), joined(keys), labels)
+            return _loss(learner, gathered(params), state, joined(embedded), joined(keys), labels)
 
         function = jax.value_and_grad(head, argnums=(0, 1), has_aux=True)
         (value, learned), (grads, pulls) = function(state.params, embedded)
 
         def second_pass(grads: Any, given: tuple[Array, Batch, Embedded]) -> tuple[Any, None]:
             part, part_batch, pull = given
-            _, back = jax.vjp(
-                lambda p: _embed(learner, p, state, part_batch, part)[0], state.params
-            )
+
+            def embed(params: Any) -> Embedded:
+                return _embed(learner, gathered(params), state, part_batch, part)[0]
+
+            _, back = jax.vjp(embed, state.params)
             return jax.tree.map(jnp.add, grads, back(pull)[0]), None
 
         grads, _ = lax.scan(second_pass, grads, (numbers, batch, pulls))
@@ -316,7 +332,10 @@ def _loss(
         scores = replace(scores, log_normalizer=state.log_normalizer)
     value, metrics = learner.objective(scores)
     terms = learner.terms
-    metrics = metrics | {"bound_loss": value}
+    parts = learner.parts if totals else 1  # metrics of parts are added up
+    spreads = {"image_spread": embedded.image, "text_spread": embedded.text}
+    spreads = {name: _spread(x, valid) / parts for name, x in spreads.items()}
+    metrics = metrics | spreads | {"bound_loss": value}
 
     twice = {"visual": embedded.views, "textual": embedded.captions}
     for name, weight in _self_terms(learner).items():

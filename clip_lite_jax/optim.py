@@ -1,6 +1,5 @@
 """Optimizers: schedules, frozen parameters, learning rates and decay by path, Lookahead."""
 
-import re
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from jax import Array
 
 from clip_lite_jax.config import OptimConfig
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.parameter_paths import compile_pattern, path_tree
 
 
 def build_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -69,7 +69,7 @@ def frozen_towers(config: OptimConfig, steps: int, params: Any) -> tuple[str, ..
 
 
 def _build_optimizer(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    no_decay = _compile("optim.no_decay", config.no_decay)
+    no_decay = compile_pattern("optim.no_decay", config.no_decay)
     decays = jax.tree.map(lambda path: not no_decay.search(path), path_tree(params))
     parts = []
     if config.clip_norm is not None:
@@ -91,15 +91,6 @@ def _build_optimizer(config: OptimConfig, steps: int, params: Any) -> optax.Grad
     return optimizer
 
 
-def path_tree(params: Any) -> Any:
-    """A tree like `params` whose leaves are their paths, ``image_encoder/Conv_0/kernel``."""
-
-    def name(path: tuple[Any, ...], _: Any) -> str:
-        return "/".join(str(getattr(key, "key", key)) for key in path)
-
-    return jax.tree_util.tree_map_with_path(name, params)
-
-
 Span = tuple[int, int | None]
 """Steps from the first up to the second, or to the end."""
 
@@ -108,7 +99,7 @@ def _frozen_spans(
     config: OptimConfig, params: Any, must_match: bool = True
 ) -> dict[str, tuple[Span, ...]]:
     """When each parameter is not trained, by path."""
-    patterns = {text: _compile("optim.frozen", text) for text in config.frozen}
+    patterns = {text: compile_pattern("optim.frozen", text) for text in config.frozen}
     paths = jax.tree.leaves(path_tree(params))
     for text, pattern in patterns.items():
         first, last = config.frozen[text]
@@ -149,7 +140,7 @@ def _with_rests(inner: optax.GradientTransformation, spans: Any) -> optax.Gradie
 
 
 def _scale_by_path(multipliers: dict[str, float], params: Any) -> optax.GradientTransformation:
-    patterns = {text: _compile("optim.multipliers", text) for text in multipliers}
+    patterns = {text: compile_pattern("optim.multipliers", text) for text in multipliers}
     paths = path_tree(params)
     for text, pattern in patterns.items():
         if not any(pattern.search(path) for path in jax.tree.leaves(paths)):
@@ -180,10 +171,3 @@ def _lookahead(
         return updates.fast, (inner_state, optax.apply_updates(slow, updates.slow))
 
     return optax.GradientTransformation(init, update)
-
-
-def _compile(field: str, pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{field}={pattern!r} is not a regular expression: {error}") from error

@@ -1,6 +1,7 @@
 """What a training run carries from step to step, and how it comes into being on the mesh."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from clip_lite_jax.config import NegativesConfig
+from clip_lite_jax.config import MeshConfig, NegativesConfig
 from clip_lite_jax.models import Model
 from clip_lite_jax.negatives import (
     Memory,
@@ -19,7 +20,7 @@ from clip_lite_jax.negatives import (
     uses_memory,
     uses_momentum_encoder,
 )
-from clip_lite_jax.sharding import batch_sharding, replicated
+from clip_lite_jax.sharding import batch_sharding, shardings_like
 
 GROUP_COLUMNS = 2
 """Columns of `Batch.group`: what is shown, and the caption."""
@@ -58,6 +59,7 @@ def init_state(
     negatives: NegativesConfig | None = None,
     batch: int = 0,
     towers: Mapping[str, Any] | None = None,
+    mesh_config: MeshConfig | None = None,
 ) -> tuple[TrainState, optax.GradientTransformation]:
     """A fresh state, born in its sharding, and the optimizer for it.
 
@@ -86,9 +88,9 @@ def init_state(
             log_normalizer=jnp.full((), -jnp.inf, jnp.result_type(float)),
         )
 
-    shardings = state_shardings(mesh, negatives is not None and uses_memory(negatives))
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(seed), towers or {})
-    return state, optimizer
+    given = (jax.random.key(seed), towers or {})
+    shardings = state_shardings(mesh, mesh_config or MeshConfig(), jax.eval_shape(init, *given))
+    return jax.jit(init, out_shardings=shardings)(*given), optimizer
 
 
 def _with_towers(params: Any, model_state: Any, towers: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -99,13 +101,17 @@ def _with_towers(params: Any, model_state: Any, towers: Mapping[str, Any]) -> tu
     return variables.pop("params"), variables
 
 
-def state_shardings(mesh: Mesh, with_memory: bool) -> Any:
-    """Everything whole on every device, but the memory, whose lanes are split like the batch."""
-    whole: Any = replicated(mesh)
-    if not with_memory:
-        return whole
-    target = Target(params=whole, memory=batch_sharding(mesh))  # type: ignore[arg-type]
-    return TrainState(whole, whole, whole, whole, whole, target, whole)
+def state_shardings(mesh: Mesh, config: MeshConfig, state: TrainState) -> TrainState:
+    """How a state lies on the mesh; `state` may be of shapes.
+
+    Parameters, and what is kept for each of them, as `sharding.parameter_shardings` says; the
+    memory by its lanes, like the batch; the rest whole on every device.
+    """
+    shardings = shardings_like(state, state.params, mesh, config)
+    if state.target is None or state.target.memory is None:
+        return shardings
+    memory = jax.tree.map(lambda _: batch_sharding(mesh), state.target.memory)
+    return replace(shardings, target=replace(shardings.target, memory=memory))
 
 
 def _example_pairs(model: Model, params: Any, model_state: Any, batch: int) -> Pairs:

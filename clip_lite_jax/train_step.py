@@ -1,5 +1,6 @@
 """The jitted functions: one training step, and encoding with a given state."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +13,14 @@ from jax.sharding import Mesh
 
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.color_jitter import color_jitter
+from clip_lite_jax.config import MeshConfig
+from clip_lite_jax.files import cache_folder
+from clip_lite_jax.flops import flops
+from clip_lite_jax.gathering import in_pieces
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
-from clip_lite_jax.negatives import Pairs, remember, uses_memory
-from clip_lite_jax.sharding import any_rows, batch_sharding, replicated
+from clip_lite_jax.negatives import Pairs, remember
+from clip_lite_jax.sharding import any_rows, batch_sharding, replicated, shardings_like
 from clip_lite_jax.train_state import Target, TrainState, state_shardings, step_keys
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -26,14 +31,27 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     ema_decay: float = 0.0,
+    mesh_config: MeshConfig | None = None,
+    skip_non_finite: bool = False,
 ) -> TrainStep:
-    """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state."""
+    """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state.
+
+    The state comes as `state_shardings` says, and the new one lies like it.  With
+    `skip_non_finite` a step whose loss or gradient is not finite changes nothing but the number of
+    the step.
+    """
     gradient = make_gradient(learner)
+    settings = mesh_config or MeshConfig()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # Part by part where a batch has parts, which are there to save memory.
         batch = lax.map(_jittered, batch) if learner.parts > 1 else _jittered(batch)
-        (loss, learned), grads = gradient(state, batch)
+        with in_pieces(mesh):
+            (loss, learned), grads = gradient(state, batch)
+        # Each device sums the part of the gradients that it updates, not all of them.
+        grads = lax.with_sharding_constraint(
+            grads, shardings_like(grads, state.params, mesh, settings)
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -46,9 +64,11 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
             "bad_examples": jnp.sum(~batch.valid),
+            **{f"gradient_norm/{part}": optax.tree.norm(tree) for part, tree in grads.items()},
+            **{f"parameter_norm/{part}": optax.tree.norm(tree) for part, tree in params.items()},
             **learner.model.watched(state.params),
         }
-        state = TrainState(
+        new = TrainState(
             step=state.step + 1,
             params=params,
             model_state=learned.model_state,
@@ -57,15 +77,56 @@ def make_train_step(
             target=_new_target(learner, mesh, state, params, learned.pairs),
             log_normalizer=metrics.get("dv_log_normalizer", state.log_normalizer),
         )
-        return state, metrics
+        if skip_non_finite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            metrics["skipped"] = ~finite
+            kept = replace(state, step=new.step)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
+        return lax.with_sharding_constraint(new, state_shardings(mesh, settings, new)), metrics
 
-    state_sharding = state_shardings(mesh, uses_memory(learner.negatives))
     return jax.jit(
         step,
-        in_shardings=(state_sharding, batch_sharding(mesh, parts=learner.parts > 1)),
-        out_shardings=(state_sharding, replicated(mesh)),
+        in_shardings=(None, batch_sharding(mesh, parts=learner.parts > 1)),
+        out_shardings=(None, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A training step after compilation, and what it costs."""
+
+    step: TrainStep
+    seconds: float
+    """That it took to compile."""
+    flops: float
+    """Of its products, on each device; see `flops.flops`."""
+    temporaries: int
+    """Bytes that it needs on a device beside its arguments."""
+
+
+def compiled(step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh) -> Compiled:
+    """`step` for such a state and batch, compiled now."""
+    start = time.perf_counter()
+    traced = step.trace(state, batch)  # type: ignore[attr-defined]
+    program = traced.lower().compile()
+    analysis = program.memory_analysis()
+    return Compiled(
+        program,
+        time.perf_counter() - start,
+        flops(traced) / mesh.size,
+        analysis.temp_size_in_bytes if analysis else 0,
+    )
+
+
+def use_compilation_cache() -> None:
+    """Programs for accelerators are compiled once, and read from the user's cache then.
+
+    Those for CPUs are not: one that was read back can hang in its exchange between devices
+    (jaxlib 0.10.2).
+    """
+    if jax.default_backend() != "cpu" and jax.config.read("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def _jittered(batch: Batch) -> Batch:
@@ -109,9 +170,9 @@ class EncodeFns:
 
 def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]:
     """``bind(params, model_state) -> EncodeFns``; compiled once, whatever the parameters."""
-    rows, whole = batch_sharding(mesh), replicated(mesh)
-    image = jax.jit(model.encode_image, in_shardings=(whole, whole, rows), out_shardings=whole)
-    text = jax.jit(model.encode_text, in_shardings=(whole, whole, rows, rows), out_shardings=whole)
+    rows, whole = batch_sharding(mesh), replicated(mesh)  # parameters lie as they lie
+    image = jax.jit(model.encode_image, in_shardings=(None, None, rows), out_shardings=whole)
+    text = jax.jit(model.encode_text, in_shardings=(None, None, rows, rows), out_shardings=whole)
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 

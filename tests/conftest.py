@@ -138,4 +138,6 @@ def mesh(request: pytest.FixtureRequest) -> jax.sharding.Mesh:
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole runs on two devices: eight are for `test_parity`, and only compile longer."""
-    monkeypatch.setattr("clip_lite_jax.run.build_mesh", lambda: build_mesh(jax.devices()[:2]))
+    monkeypatch.setattr(
+        "clip_lite_jax.run.build_mesh", lambda config: build_mesh(jax.devices()[:2], config)
+    )

@@ -148,7 +148,7 @@ def first_batch(pairs: Path, workdir: Path) -> Batch:
     state, _ = run.init_state(load=False)
     inputs = run.inputs(state.params, state.model_state)
     transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad, second=True)
-    return next(train_batches(transform, config.batch_size, 0, 0, 0, 1))
+    return next(train_batches(transform, config.batch_size, 0, 0))
 
 
 def test_every_view_of_a_batch_changes_by_itself(pairs: Path, tmp_path: Path) -> None:

@@ -357,7 +357,7 @@ def transform_for(pairs: Path, threads: int = 0) -> TrainTransform:
 def take(
     transform: TrainTransform, steps: int, start: int = 0, process: int = 0, processes: int = 1
 ) -> list[Batch]:
-    batches = train_batches(transform, 12, 0, start, process, processes)
+    batches = train_batches(transform, 12, 0, start, (process,), processes)
     return [next(batches) for _ in range(steps)]
 
 
@@ -372,7 +372,7 @@ def test_parts_are_the_batch_in_order(pairs: Path) -> None:
     whole = take(transform, 3, start=1)
     for processes in (1, 2):
         by_process = [
-            train_batches(transform, 12, 0, 1, process, processes, parts=3)
+            train_batches(transform, 12, 0, 1, (process,), processes, parts=3)
             for process in range(processes)
         ]
         for expected in whole:
@@ -471,7 +471,7 @@ class BrokenAt:
 
 def test_a_batch_larger_than_the_data_is_refused(pairs: Path) -> None:
     with pytest.raises(DataError, match="batch_size=500 is more than the"):
-        train_batches(transform_for(pairs), 500, 0, 0, 0, 1)
+        train_batches(transform_for(pairs), 500, 0, 0)
 
 
 def test_fingerprint_sees_captions_and_order(pairs: Path) -> None:

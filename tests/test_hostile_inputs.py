@@ -54,7 +54,7 @@ def read(table):
     source = build_sources(config, bad)["train"]
     tokenizer = Tokenizer(train_tokenizer(captions_of(source), 300), 8)
     transform = TrainTransform(source, TowerInputs(Pixels(config), tokenizer), config, bad)
-    batches = train_batches(transform, len(source), 0, 0, 0, 1)
+    batches = train_batches(transform, len(source), 0, 0)
     for _ in range(2):
         batch = next(batches)
     valid = [source.metadata(int(i)).id for i in batch.index[batch.valid]]

@@ -65,7 +65,7 @@ def batches(
     transform = TrainTransform(
         source, TowerInputs(Pixels(config), tokenizer), config, BadExamples()
     )
-    found = train_batches(transform, BATCH, 0, start, process, processes)
+    found = train_batches(transform, BATCH, 0, start, (process,), processes)
     return [next(found) for _ in range(steps)]
 
 

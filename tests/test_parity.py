@@ -13,7 +13,13 @@ import pytest
 from conftest import tiny_model
 
 from clip_lite_jax.batch import Batch
-from clip_lite_jax.config import CriticConfig, NegativesConfig, ObjectiveConfig, OptimConfig
+from clip_lite_jax.config import (
+    CriticConfig,
+    MeshConfig,
+    NegativesConfig,
+    ObjectiveConfig,
+    OptimConfig,
+)
 from clip_lite_jax.learner import build_learner, make_gradient
 from clip_lite_jax.models import build_model
 from clip_lite_jax.optim import build_optimizer
@@ -32,6 +38,7 @@ class Case:
     terms: dict[str, Any] = field(default_factory=dict)
     parts: int = 1
     options: dict[str, Any] = field(default_factory=dict)  # of the critic
+    text: dict[str, Any] = field(default_factory=dict)  # options of its encoder
 
     @property
     def objective_config(self) -> ObjectiveConfig:
@@ -48,6 +55,7 @@ def negatives(name: str, **changes: Any) -> NegativesConfig:
     return NegativesConfig(name=name, sides="both", memory=32, **changes)
 
 
+TEXT = {"width": 16, "layers": 1, "heads": 2}
 PUBLISHED = {"norm": "batch", "noisy_identity": True}
 TERMS = {"visual_weight": 1.0, "textual_weight": 1.0, "prior_weight": 0.1}
 CASES = {
@@ -62,6 +70,7 @@ CASES = {
     "published": Case(negatives("roll"), "nwj", options=PUBLISHED),
     "terms": Case(negatives("shuffle"), "dv", "dotcon", terms=TERMS),
     "one pass": Case(negatives("hard", pool="block"), parts=2),
+    "scan": Case(negatives("shuffle"), text={"layers": 3, "scan": True, "remat": "full"}),
     "two passes": Case(negatives("all", implementation="ring"), "infonce", parts=2),
 }
 ADAMW = OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
@@ -81,11 +90,18 @@ def make_batch(step: int, second: bool = False) -> Batch:
     return replace(batch, second=make_batch(step + 1000).inputs) if second else batch
 
 
-def train(devices: int, config: Case, optim: OptimConfig, dtype: str) -> dict[str, Any]:
+def train(
+    devices: int,
+    config: Case,
+    optim: OptimConfig,
+    dtype: str,
+    spread: MeshConfig | None = None,
+) -> dict[str, Any]:
     """A few steps; what they computed, on the host."""
-    mesh = build_mesh(jax.devices()[:devices])
+    mesh = build_mesh(jax.devices()[:devices], spread)
     # A mild temperature keeps gradients of order one, so that 1e-6 means something in float32.
     settings = replace(tiny_model(dtype, temperature=0.5), critic=config.critic_config)
+    settings = replace(settings, text=replace(settings.text, options=TEXT | config.text))
     objective = replace(config.objective_config, **config.terms)
     model = build_model(settings, 16, 40, 8, objective)
     learner = build_learner(model, objective, config.negatives, BATCH, mesh, 0, config.parts)
@@ -97,8 +113,9 @@ def train(devices: int, config: Case, optim: OptimConfig, dtype: str) -> dict[st
         mesh,
         config.negatives,
         BATCH,
+        mesh_config=spread,
     )
-    step = make_train_step(learner, optimizer, mesh, optim.ema_decay)
+    step = make_train_step(learner, optimizer, mesh, optim.ema_decay, spread)
 
     def batch(number: int) -> Batch:
         made = make_batch(number, second=bool(config.terms))
@@ -140,3 +157,21 @@ def test_float64_adamw(name: str) -> None:
 def test_float32_sgd(name: str) -> None:
     one, eight = (train(n, CASES[name], SGD, "float32") for n in (1, 8))
     assert_equal(one, eight, 1e-6)
+
+
+SPREAD = {
+    "8 parts": MeshConfig(fsdp=8, min_size=1),
+    "2 replicas of 2 parts": MeshConfig(replica=2, fsdp=2, min_size=1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [(name, "8 parts") for name in ("importance", "queue", "terms", "one pass", "two passes")]
+    + [("scan", spread) for spread in SPREAD],
+)
+def test_parameters_in_parts(name: str, spread: str) -> None:
+    with jax.enable_x64(True):
+        one = train(1, CASES[name], ADAMW, "float64")
+        eight = train(8, CASES[name], ADAMW, "float64", SPREAD[spread])
+    assert_equal(one, eight, 1e-9)

@@ -14,11 +14,11 @@ from conftest import tiny_config
 
 from clip_lite_jax import cli
 from clip_lite_jax.apps.plan import Request, environment, plan
-from clip_lite_jax.apps.plan_chips import CHIPS, chip_of
 from clip_lite_jax.apps.plan_process import build_target, make_plan
 from clip_lite_jax.apps.plan_program import Work, estimate, memory_refused
 from clip_lite_jax.apps.plan_search import changed, changes, largest_batch
 from clip_lite_jax.apps.plan_step import abstract_step, vocabulary
+from clip_lite_jax.chips import CHIPS, chip_of
 from clip_lite_jax.config import NegativesConfig, ObjectiveConfig, OptimConfig, load_config
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.errors import ConfigError
@@ -341,7 +341,7 @@ def test_what_is_planned_is_what_training_takes(
     inputs = run.inputs(state.params, state.model_state)
     twice = config.objective.visual_weight > 0
     transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad, twice)
-    batches = train_batches(transform, config.batch_size, 0, 0, 0, 1, config.accumulate)
+    batches = train_batches(transform, config.batch_size, 0, 0, parts=config.accumulate)
     assert shapes(step.batch) == shapes(next(batches))
 
 

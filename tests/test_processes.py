@@ -28,14 +28,14 @@ from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.sources import build_sources, captions_of
 from clip_lite_jax.data.tokenizer import Tokenizer, train_tokenizer
-from clip_lite_jax.sharding import build_mesh, put_batch, replicated
+from clip_lite_jax.sharding import build_mesh, pieces_of_process, put_batch, replicated
 
 config = from_dict(DataConfig, json.loads(config))
 source = build_sources(config, BadExamples())["train"]
 tokenizer = Tokenizer(train_tokenizer(captions_of(source), 60), 8)
 transform = TrainTransform(source, TowerInputs(Pixels(config), tokenizer), config, BadExamples())
-batches = train_batches(transform, 24, 0, int(start), jax.process_index(), jax.process_count())
 mesh = build_mesh()
+batches = train_batches(transform, 24, 0, int(start), *pieces_of_process(mesh))
 whole = jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
 for _ in range(int(steps)):
     batch = jax.device_get(whole(put_batch(mesh, next(batches))))

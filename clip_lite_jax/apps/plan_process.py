@@ -11,7 +11,6 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from clip_lite_jax.apps.plan import Request
-from clip_lite_jax.apps.plan_chips import TOPOLOGIES, Chip, chip_of
 from clip_lite_jax.apps.plan_program import (
     Estimate,
     Program,
@@ -22,6 +21,7 @@ from clip_lite_jax.apps.plan_program import (
 )
 from clip_lite_jax.apps.plan_search import Change, changed, changes, largest_batch
 from clip_lite_jax.apps.plan_step import AbstractStep, learner_of, vocabulary
+from clip_lite_jax.chips import TOPOLOGIES, Chip, chip_of
 from clip_lite_jax.config import Config, from_dict
 from clip_lite_jax.errors import ConfigError, UserError
 from clip_lite_jax.sharding import build_mesh
@@ -34,11 +34,14 @@ class Target:
     """The devices that a step is compiled for."""
 
     name: str
-    mesh: Mesh
+    devices: list[jax.Device]
     kind: str
     chip: Chip | None
     memory: int | None
     """Bytes that a program may use on one device; None if nobody said."""
+
+    def mesh(self, config: Config) -> Mesh:
+        return build_mesh(self.devices, config.mesh)
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,14 @@ def make_plan(config: Config, request: Request) -> Plan:
     expected = None
     if planned.work and target.chip:
         expected = estimate(
-            planned.work, target.chip, of, target.mesh.size, request.utilization, request.price
+            planned.work, target.chip, of, len(target.devices), request.utilization, request.price
         )
     size, source = vocabulary(config)
     return Plan(
         config=config.name,
         target=target.name,
         device_kind=target.kind,
-        devices=target.mesh.size,
+        devices=len(target.devices),
         batch_size=config.batch_size,
         steps=config.steps,
         dtype=config.model.dtype,
@@ -174,7 +177,7 @@ def build_target(request: Request) -> Target:
     if request.memory_gib is not None:
         memory = round(request.memory_gib * GIB)
     name = request.topology or ("attached" if _attached(request) else "not there")
-    return Target(name, build_mesh(devices), kind, chip, memory)
+    return Target(name, list(devices), kind, chip, memory)
 
 
 def _tpus(topology: str) -> list[jax.Device]:
@@ -190,9 +193,9 @@ def _tpus(topology: str) -> list[jax.Device]:
 
 
 def _compile(config: Config, target: Target) -> tuple[AbstractStep, Program]:
-    devices = f"{target.mesh.size} × {target.kind} ({target.name})"
+    devices = f"{len(target.devices)} × {target.kind} ({target.name})"
     _say(f"compiling for {devices}, batch {config.batch_size} ...")
-    step, program = compile_step(config, target.mesh)
+    step, program = compile_step(config, target.mesh(config))
     _say(f"  {program.seconds:.0f} s, {program.needed / GIB:.2f} GiB")
     return step, program
 
@@ -205,15 +208,14 @@ def _say(line: str) -> None:
 def _attempts(
     config: Config, target: Target, step: AbstractStep, needed: int, memory: int
 ) -> list[Attempt]:
-    """Changes until one fits; none where what the step is given does not fit by itself."""
-    given = sum(arguments_of(step, target.mesh.size).values())
-    if given >= memory:
-        return []
+    """Changes until one fits; none where nothing of it helps."""
+    given = sum(arguments_of(step).values())
     module = step.model.module
     towers = {"image": module.image_encoder, "text": module.text_encoder}
     remat = tuple(n for n, m in towers.items() if getattr(m, "remat", "full") != "full")
     attempts: list[Attempt] = []
-    for change in changes(config, (needed - given) / (memory - given), remat):
+    shrink = (needed - given) / (memory - given) if given < memory else None
+    for change in changes(config, shrink, remat, len(target.devices) // config.mesh.replica):
         try:
             _, program = _compile(changed(config, change), target)
             attempts.append(Attempt(change, program, program.fits(memory)))
@@ -234,7 +236,7 @@ def _largest_batch(
 
     def allowed(batch: int) -> bool:
         try:
-            learner_of(with_batch(batch), step.model, target.mesh)
+            learner_of(with_batch(batch), step.model, target.mesh(config))
         except ConfigError:
             return False
         return True
@@ -247,7 +249,7 @@ def _largest_batch(
             return False
         return tried[batch].fits(memory)
 
-    unit = target.mesh.size * config.accumulate
+    unit = len(target.devices) * config.accumulate
     largest, too_large = largest_batch(fits, allowed, config.batch_size, unit)
     needed = {batch: found.needed for batch, found in sorted(tried.items())}
     return Batches(largest, too_large, needed)
@@ -257,12 +259,12 @@ def _no_way(
     step: AbstractStep, target: Target, needed: int, memory: int, attempts: list[Attempt]
 ) -> str:
     """What is left where no change of the configuration makes it fit."""
-    given = sum(arguments_of(step, target.mesh.size).values())
-    if not attempts:
+    given = sum(arguments_of(step).values())
+    if given >= memory:
         return (
-            f"parameters, optimizer state and batch alone take {given / GIB:.2f} GiB, and every "
-            "device holds the first two whole: a smaller model, optim.name=sgd, or devices with "
-            "more memory"
+            f"parameters, optimizer state and batch alone take {given / GIB:.2f} GiB of every "
+            "device: more devices with mesh.fsdp=all, a smaller model, optim.name=sgd, or devices "
+            "with more memory"
         )
     times = 2 ** math.ceil(math.log2((needed - given) / (memory - given)))
     return (

@@ -1,5 +1,6 @@
 """What a compiled training step needs and does, and the time that it takes at best."""
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -9,12 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clip_lite_jax.apps.plan_chips import Chip
 from clip_lite_jax.apps.plan_step import AbstractStep, abstract_step
+from clip_lite_jax.chips import Chip
 from clip_lite_jax.config import Config
 from clip_lite_jax.hlo import matmul_flops, traffic
 from clip_lite_jax.hlo_memory import bytes_moved
-from clip_lite_jax.sharding import batch_shards
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -88,7 +88,7 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[AbstractStep, Program]:
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     moved = traffic(text)
-    memory = memory_of(step, compiled.memory_analysis(), mesh)
+    memory = memory_of(step, compiled.memory_analysis())
     work = Work(
         matmul_flops(text),
         bytes_moved(text),
@@ -112,9 +112,9 @@ def memory_refused(message: str) -> tuple[int, int] | None:
     return needed, available
 
 
-def memory_of(step: AbstractStep, analysis: Any, mesh: Mesh) -> dict[str, int]:
+def memory_of(step: AbstractStep, analysis: Any) -> dict[str, int]:
     """Bytes on one device, by what they are for; their sum is what the device must have."""
-    arguments = arguments_of(step, batch_shards(mesh))
+    arguments = arguments_of(step)
     # An update in place: most of the new state lies where the old one lay.
     new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return arguments | {
@@ -124,24 +124,26 @@ def memory_of(step: AbstractStep, analysis: Any, mesh: Mesh) -> dict[str, int]:
     }
 
 
-def arguments_of(step: AbstractStep, devices: int) -> dict[str, int]:
+def arguments_of(step: AbstractStep) -> dict[str, int]:
     """Bytes on one of the devices of what a step takes, padding left out."""
-    state, target = step.state, step.state.target
-    kept = 0 if target is None else size(target.params) + size(target.memory) // devices
+    state = step.state
     parts = {
         "parameters": size(state.params),
         "optimizer state": size(state.opt_state),
         "moving average": size(state.ema),
         "batch statistics": size(state.model_state),
-        "kept for negatives": kept,
-        "batch": size(step.batch) // devices,
+        "kept for negatives": size(state.target),
+        "batch": size(step.batch),
     }
     return {name: value for name, value in parts.items() if value}
 
 
 def size(tree: Any) -> int:
-    """Bytes of a tree of arrays or of their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes on one device of a tree of shapes that know their shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def count(tree: Any) -> int:

@@ -15,13 +15,23 @@ def changed(config: Config, change: Change) -> Config:
     return config
 
 
-def changes(config: Config, shrink: float, remat: tuple[str, ...]) -> Iterator[Change]:
+def changes(
+    config: Config, shrink: float | None, remat: tuple[str, ...], devices: int = 1
+) -> Iterator[Change]:
     """Changes that save memory, the cheapest first.
 
     Args:
-      shrink: by how much temporaries must shrink, a factor above 1.
+      shrink: by how much temporaries must shrink, a factor above 1; None where parameters and
+        optimizer state do not fit, so that nothing else helps than to split them.
       remat: towers, ``image`` or ``text``, that can compute activations again.
+      devices: over which parameters can be split.
     """
+    split = {"mesh.fsdp": "all"} if devices > 1 and config.mesh.fsdp == 1 else {}
+    if shrink is None:
+        if split:
+            yield split
+            yield split | {"accumulate": str(2 * config.accumulate)}
+        return
     parts = config.accumulate * 2 ** math.ceil(math.log2(max(shrink, 1.01)))
     fewer = {"accumulate": str(parts)}
     yield fewer
@@ -34,6 +44,9 @@ def changes(config: Config, shrink: float, remat: tuple[str, ...]) -> Iterator[C
         yield again
     if narrow and again:
         yield narrow | again
+    if split:
+        yield split
+        yield split | narrow | again | fewer
     for half in (parts // config.accumulate, 2 * parts // config.accumulate):
         if config.batch_size % half == 0:
             yield {"batch_size": str(config.batch_size // half)}

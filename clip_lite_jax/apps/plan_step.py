@@ -19,8 +19,8 @@ from clip_lite_jax.features import check_cache
 from clip_lite_jax.learner import Learner, build_learner
 from clip_lite_jax.models import Inputs, Model, build_model
 from clip_lite_jax.optim import build_optimizer, frozen_towers
-from clip_lite_jax.sharding import batch_shards
-from clip_lite_jax.train_state import GROUP_COLUMNS, TrainState, init_state
+from clip_lite_jax.sharding import batch_sharding, batch_shards
+from clip_lite_jax.train_state import GROUP_COLUMNS, TrainState, init_state, state_shardings
 from clip_lite_jax.train_step import make_train_step
 
 VOCABULARIES = {
@@ -92,8 +92,8 @@ def abstract_step(config: Config, mesh: Mesh) -> AbstractStep:
     learner = learner_of(config, model, mesh)
     optimizer = build_optimizer(config.optim, config.steps, params)
     state = _abstract_state(config, model, optimizer, mesh)
-    batch = _abstract_batch(config, model, state)
-    step: Any = make_train_step(learner, optimizer, mesh, config.optim.ema_decay)
+    batch = _abstract_batch(config, model, state, mesh)
+    step: Any = make_train_step(learner, optimizer, mesh, config.optim.ema_decay, config.mesh)
     return AbstractStep(model, state, batch, step.lower(state, batch))
 
 
@@ -135,14 +135,21 @@ def _abstract_state(
             mesh,
             config.negatives,
             config.batch_size,
+            mesh_config=config.mesh,
         )
         return state
 
-    return jax.eval_shape(init)
+    shapes = jax.eval_shape(init)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, config.mesh, shapes),
+    )
 
 
-def _abstract_batch(config: Config, model: Model, state: TrainState) -> Batch:
+def _abstract_batch(config: Config, model: Model, state: TrainState, mesh: Mesh) -> Batch:
     """Shapes of a batch as `data.pipeline.train_batches` makes it."""
+    sharding = batch_sharding(mesh, parts=config.accumulate > 1)
     change = None
     if "image" not in model.cached:
         change = draw_changes(config.data.augment, np.random.default_rng())
@@ -165,8 +172,9 @@ def _abstract_batch(config: Config, model: Model, state: TrainState) -> Batch:
 
     batch = jax.eval_shape(make, state.params, state.model_state)
     parts = config.accumulate
-    if parts == 1:
-        return batch
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((parts, x.shape[0] // parts, *x.shape[1:]), x.dtype), batch
-    )
+
+    def spread(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = x.shape if parts == 1 else (parts, x.shape[0] // parts, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(spread, batch)

@@ -24,6 +24,7 @@ from clip_lite_jax.config.run import (
     Config,
     EvalConfig,
     LogConfig,
+    MeshConfig,
     RetrievalConfig,
     validate,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "EvalConfig",
     "GalleryCaptions",
     "LogConfig",
+    "MeshConfig",
     "ModelConfig",
     "NegativesConfig",
     "ObjectiveConfig",

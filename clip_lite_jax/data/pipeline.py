@@ -2,8 +2,9 @@
 
 Order of operations: shuffle → drop the epoch's remainder → repeat → random map → batch; of a
 mixture: shuffle and repeat each part → mix → random map → batch.  Step s of process p then reads
-the contiguous rows ``[s B + p B / n, s B + (p + 1) B / n)``, so any number of processes n sees the
-same ordered global batches, and the position is a function of the step alone.
+the contiguous rows ``[s B + p B / n, s B + (p + 1) B / n)``, or such pieces for each of its devices
+where these are no neighbours in the mesh, so any number of processes n sees the same ordered global
+batches, and the position is a function of the step alone.
 """
 
 import zlib
@@ -135,14 +136,15 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int,
-    process: int,
-    processes: int,
+    pieces: Sequence[int] = (0,),
+    of: int = 1,
     parts: int = 1,
 ) -> Iterator[Batch]:
-    """This process's rows ``[batch_size / processes, ...]`` of the batches from `start_step` on.
+    """Some rows of the batches from `start_step` on: `pieces` of each, which has `of` equal ones.
 
-    In `parts` a batch is ``[parts, batch_size / parts / processes, ...]``, its parts one after
-    another in the order of the global batch.
+    The rows of ``n`` pieces are ``[n · batch_size / of, ...]``.  In `parts` a batch is
+    ``[parts, n · batch_size / parts / of, ...]``, its parts one after another in the order of the
+    global batch.
 
     Raises:
       DataError: fewer examples than a batch holds.
@@ -152,14 +154,16 @@ def train_batches(
         raise DataError(
             f"batch_size={batch_size} is more than the {count} training examples; lower batch_size"
         )
-    rows = batch_size // parts // processes
-    batches = (
+    all_pieces = (
         _order(transform.source, batch_size, seed)
         .seed(seed)
         .random_map(transform)
-        .batch(rows, drop_remainder=True, batch_fn=stack)
-        .slice(slice(start_step * parts * processes + process, None, processes))
+        .batch(batch_size // parts // of, drop_remainder=True, batch_fn=stack)
     )
+    read = [all_pieces.slice(slice(start_step * parts * of + n, None, of)) for n in pieces]
+    batches = read[0]
+    if len(read) > 1:
+        batches = grain.experimental.ZipMapDataset(read).map(_concatenated)
     if parts > 1:
         batches = batches.batch(parts, batch_fn=stack)
     config = transform.config
@@ -211,3 +215,7 @@ def _order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
 
 def stack(rows: Sequence[Batch]) -> Batch:
     return jax.tree.map(lambda *values: np.stack(values), *rows)
+
+
+def _concatenated(pieces: Sequence[Batch]) -> Batch:
+    return jax.tree.map(lambda *values: np.concatenate(values), *pieces)

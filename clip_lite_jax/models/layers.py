@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.gathering import SCANNED, gathered_layer
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -143,6 +144,8 @@ def apply_blocks(
     def run(block: nn.Module, x: Array) -> Array:
         return block(x, mask, train) if bias is None else block(x, mask, train, bias)
 
+    if scan:
+        run = _gathering(run)
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         # Within a scan nothing can be merged across the steps, so nothing need prevent it.
@@ -159,7 +162,17 @@ def apply_blocks(
         split_rngs={"params": True, "dropout": True},
         length=layers,
     )
-    return scanned(block(name="blocks"), x, None)[0]
+    return scanned(block(name=SCANNED), x, None)[0]
+
+
+def _gathering(run: Callable[..., Array]) -> Callable[..., Array]:
+    """`run` with the parameters of its layer whole, where they lie in pieces."""
+    mapped = nn.map_variables(run, "params", trans_in_fn=gathered_layer)
+
+    def either(block: nn.Module, x: Array) -> Array:
+        return run(block, x) if block.is_initializing() else mapped(block, x)
+
+    return either
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
