@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from clip_lite_jax.sharding import build_mesh
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 QUICK_RESULTS = Path("runs/scaling/quick.json")
-LIBTPU = Path(".work/libtpu/libtpu/libtpu.so")
+LIBTPU = Path(__file__).parent.parent / ".work" / "libtpu" / "libtpu" / "libtpu.so"
 
 LOSS, STEP = "loss", "step"
 
@@ -219,7 +219,8 @@ def run(
         for topology in sizes[what]:
             mesh = mesh_of(target, topology)
             for method in METHODS:
-                if what == STEP and not method.in_steps or not re.search(only, method.label):
+                wanted = method.in_steps or what == LOSS
+                if not wanted or not re.search(only, method.label):
                     continue
                 if (what, method.label, topology, mesh.size) in known:
                     continue
@@ -247,7 +248,7 @@ def main() -> None:
         return
     if not arguments.report:
         for target in ("cpu", "tpu"):
-            in_a_process(target)
+            in_a_process(target, sys.argv[1:])
     scaling_report.write(json.loads(out.read_text()), docs)
     print(f"written to {out} and {docs}")
 
@@ -261,7 +262,7 @@ def compile_all(arguments: argparse.Namespace, out: Path) -> None:
         out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def in_a_process(target: str) -> None:
+def in_a_process(target: str, flags: Sequence[str]) -> None:
     """This command again, in a process that sees the devices of `target`."""
     os.environ.setdefault("TPU_LIBRARY_PATH", str(LIBTPU))
     largest = int(FULL.cpus[LOSS][-1])
@@ -270,7 +271,7 @@ def in_a_process(target: str) -> None:
         variables = environment(request)
     except UserError as error:
         raise SystemExit(str(error)) from error
-    command = [sys.executable, "-m", "benchmarks.scaling", "--on", target, *sys.argv[1:]]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--on", target, *flags]
     subprocess.run(command, env=variables, check=True)
 
 
