@@ -11,8 +11,10 @@ import itertools
 import logging
 import shutil
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import jax
@@ -23,7 +25,8 @@ from jax.experimental import multihost_utils
 from clip_lite_jax._version import __version__
 from clip_lite_jax.config import CheckpointConfig, Config, from_dict, to_dict
 from clip_lite_jax.errors import CheckpointError
-from clip_lite_jax.manifest import MANIFEST, problem_of, seal
+from clip_lite_jax.manifest import MANIFEST, numbers_of, problem_of, seal
+from clip_lite_jax.parameter_paths import by_path
 from clip_lite_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ class Meta:
     tokenizer: bytes
     data_fingerprint: str
     version: str = __version__
+    evaluated: bool = True
+    """Whether the evaluation that is due at its step came before it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +52,7 @@ class Meta:
             "tokenizer": base64.b64encode(self.tokenizer).decode(),
             "data_fingerprint": self.data_fingerprint,
             "version": self.version,
+            "evaluated": self.evaluated,
         }
 
     @classmethod
@@ -56,6 +62,7 @@ class Meta:
             tokenizer=base64.b64decode(values["tokenizer"]),
             data_fingerprint=values["data_fingerprint"],
             version=values["version"],
+            evaluated=values.get("evaluated", True),
         )
 
 
@@ -68,6 +75,13 @@ def _folders(folder: Path) -> list[Path]:
     """The folders of steps, in their order."""
     paths = [path for path in folder.glob("*") if path.name.isdigit()]
     return sorted(paths, key=lambda path: int(path.name))
+
+
+ATTEMPTS = 10
+"""To write a checkpoint in a row; then training ends."""
+RETRY_SECONDS = 60.0
+CLOCK_STEPS = 10
+"""Steps after which several processes agree on what the clock says."""
 
 
 class Checkpoints:
@@ -88,9 +102,11 @@ class Checkpoints:
         self._folder = (workdir / FOLDER).absolute()
         self._config = config or CheckpointConfig()
         self._newest = _newest_sound(self._folder, read_only)
-        self._manager = self._build_manager()
+        self._orbax = _build_checkpointer()
         self._writing: threading.Thread | None = None
         self._failed: Exception | None = None
+        self._failures = 0
+        self._last_try = monotonic()
 
     @classmethod
     def open(cls, workdir: Path) -> "Checkpoints":
@@ -105,25 +121,82 @@ class Checkpoints:
         """The step of the newest checkpoint that is whole."""
         return self._newest
 
-    def save(self, state: TrainState, meta: Meta) -> None:
+    def due(self, step: int) -> bool:
+        """Whether it is time: every so many steps, every so many minutes, or again after a failure.
+
+        The same in all processes.
+        """
+        if step % self._config.every == 0:
+            return True
+        passed = monotonic() - self._last_try
+        if self._failures or self._failed is not None:  # of one process alone: several end
+            return passed >= RETRY_SECONDS
+        if self._config.minutes is None:
+            return False
+        late = passed >= 60 * self._config.minutes
+        if jax.process_count() == 1:
+            return late
+        if step % CLOCK_STEPS:
+            return False
+        return bool(multihost_utils.broadcast_one_to_all(np.bool_(late)))
+
+    def save_or_retry(
+        self, state: TrainState, meta: Meta, numbers: Mapping[str, float], wait: bool
+    ) -> None:
+        """As `save`; where that fails, the next steps try again (`due`), or this with `wait`.
+
+        Raises:
+          CheckpointError: it failed too often; or at all, in a run of several processes, which
+            can go on from the one before in the same way.
+        """
+        while True:
+            try:
+                self.save(state, meta, numbers)
+                if wait:
+                    self.wait()
+                return
+            except CheckpointError as error:
+                self._failures += 1
+                if self._failures >= ATTEMPTS or jax.process_count() > 1:
+                    raise
+                log.error(
+                    "%s; training goes on in memory, attempt %d of %d follows in %.0f s",
+                    error,
+                    self._failures + 1,
+                    ATTEMPTS,
+                    RETRY_SECONDS,
+                )
+            if not wait:
+                return
+            sleep(RETRY_SECONDS)
+
+    def save(
+        self, state: TrainState, meta: Meta, numbers: Mapping[str, float] | None = None
+    ) -> None:
         """Copies the state off the devices and writes it in the background.
+
+        `numbers` are of its evaluation: ``checkpoint.best`` names one of them.
 
         Raises:
           CheckpointError: it cannot be written, or the one before it could not.  The state is as it
             was; to save it again is another attempt.
         """
+        self._last_try = monotonic()
         self.wait()
         step = int(state.step)
-        if step in self._manager.all_steps():  # sealed already, by an attempt that failed later
+        if self._newest == step:  # by an attempt before the last, or the run that this one resumes
             return
         items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
         args = ocp.args.Composite(**items, **{META: ocp.args.JsonSave(meta.to_json())})
         try:
-            self._manager.save(step, args=args)
+            # What is there already is of a save that was cut short, or of a run that went back.
+            self._orbax.save(self._folder / str(step), args=args, force=True)
         # Orbax and TensorStore pass on whatever the file system says.
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failure(error) from error
-        self._writing = threading.Thread(target=self._finish, args=(step,), name="checkpoint")
+        self._writing = threading.Thread(
+            target=self._finish, args=(step, dict(numbers or {})), name="checkpoint"
+        )
         self._writing.start()
 
     def wait(self) -> None:
@@ -135,22 +208,22 @@ class Checkpoints:
             error, self._failed = self._failed, None
             raise self._failure(error) from error
 
-    def _finish(self, step: int) -> None:
-        """Waits for Orbax in a thread of its own, and seals what it has written."""
+    def _finish(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Waits for Orbax in a thread of its own, seals what it has written, and deletes others."""
         try:
-            self._manager.wait_until_finished()
+            self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                seal(self._folder / str(step))
-            self._newest = step
+                seal(self._folder / str(step), numbers)
+                _delete_all_but(_kept(_sealed(self._folder), self._config), self._folder)
+            self._newest, self._failures = step, 0
         except Exception as error:  # for the main thread
             self._failed = error
 
     def _failure(self, error: Exception) -> CheckpointError:
-        # Orbax's manager is of no use after it has failed, and a new one clears what is half done.
+        # Orbax's checkpointer goes on to raise what it raised once.
         with contextlib.suppress(Exception):
-            self._manager.close()
-        with contextlib.suppress(OSError):
-            self._manager = self._build_manager()
+            self._orbax.close()
+        self._orbax = _build_checkpointer()
         try:
             free = f"{shutil.disk_usage(self._folder.parent).free / 2**20:,.0f} MiB free"
         except OSError:
@@ -159,17 +232,6 @@ class Checkpoints:
         if len(reason) > 300:
             reason = f"{reason[:120]} ... {reason[-160:]}"
         return CheckpointError(f"no checkpoint in {self._folder} ({free}): {reason}")
-
-    def _build_manager(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=self._config.keep, create=True),
-            item_handlers={
-                WEIGHTS: ocp.StandardCheckpointHandler(),
-                OPTIMIZER: ocp.StandardCheckpointHandler(),
-                META: ocp.JsonCheckpointHandler(),
-            },
-        )
 
     def restore(self, step: int, like: TrainState, weights_only: bool = False) -> TrainState:
         """The state of `step` with the shapes, types and shardings of `like`.
@@ -185,7 +247,9 @@ class Checkpoints:
             del parts[OPTIMIZER]
         items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._orbax.restore(
+                self._folder / str(step), args=ocp.args.Composite(**items)
+            )
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise self._misfit(step, str(error)) from error
         fields = {field: value for part in parts for field, value in restored[part].items()}
@@ -196,7 +260,8 @@ class Checkpoints:
 
         Orbax would find out in the middle of reading, and not say which one it is.
         """
-        stored = _shapes(self._manager.item_metadata(step)[WEIGHTS])
+        metadata: Any = self._orbax.metadata(self._folder / str(step))
+        stored = _shapes(metadata.item_metadata[WEIGHTS])
         wanted = _shapes(weights)
         for path in sorted(stored.keys() | wanted.keys()):
             there, here = stored.get(path, "missing"), wanted.get(path, "missing")
@@ -205,26 +270,65 @@ class Checkpoints:
 
     def _misfit(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint {step} in {self._manager.directory} does not fit this configuration: "
-            f"{reason}; use another --workdir, or the configuration it was made with"
+            f"checkpoint {step} in {self._folder} does not fit this configuration: {reason}; use "
+            "another --workdir, or the configuration it was made with"
         )
 
     def meta(self, step: int) -> Meta:
         args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-        return Meta.from_json(self._manager.restore(step, args=args)[META])
+        return Meta.from_json(self._orbax.restore(self._folder / str(step), args=args)[META])
 
     def close(self) -> None:
         """Waits, and raises, as `wait` does."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _build_checkpointer() -> ocp.AsyncCheckpointer:
+    items = {WEIGHTS: ocp.StandardCheckpointHandler(), OPTIMIZER: ocp.StandardCheckpointHandler()}
+    handler = ocp.CompositeCheckpointHandler(**items, **{META: ocp.JsonCheckpointHandler()})
+    # A folder that cannot be made is an error at once, not of threads that wait for it.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(handler, async_options=options)
+
+
+def _sealed(folder: Path) -> dict[int, dict[str, float]]:
+    """The steps that are sealed, in their order, and the numbers of their evaluations."""
+    paths = [path for path in _folders(folder) if (path / MANIFEST).exists()]
+    return {int(path.name): numbers_of(path) for path in paths}
+
+
+def _kept(steps: Mapping[int, Mapping[str, float]], config: CheckpointConfig) -> set[int]:
+    """Those of the `steps`, in their order, that stay: the newest, the best, and every so many."""
+    kept = set(list(steps)[-config.keep :])
+    if config.keep_every is not None:
+        kept |= {step for step in steps if step % config.keep_every == 0}
+    if config.best is not None:
+        sign = 1 if config.best_is == "highest" else -1
+        values = {
+            step: sign * numbers[config.best]
+            for step, numbers in steps.items()
+            if config.best in numbers
+        }
+        if values:
+            kept.add(max(values, key=lambda step: (values[step], step)))
+    return kept
+
+
+def _delete_all_but(kept: set[int], folder: Path) -> None:
+    for path in _folders(folder):
+        if int(path.name) not in kept:
+            # Without it what a kill leaves of the rest does not count.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path)
 
 
 def _newest_sound(folder: Path, read_only: bool) -> int | None:
@@ -248,6 +352,9 @@ NONE, ALL_DAMAGED = -1, -2
 
 
 def _look_for_newest(folder: Path, read_only: bool) -> int:
+    if not read_only:
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):  # of a save that was cut short
+            shutil.rmtree(path)
     sealed = []
     for path in _folders(folder):
         if (path / MANIFEST).exists():
@@ -294,5 +401,4 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every array by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+    return {path: leaf.shape for path, leaf in by_path(tree).items()}

@@ -5,19 +5,25 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_lite_jax import distributed
 from clip_lite_jax._version import __version__
-from clip_lite_jax.errors import ConfigError, UserError
+from clip_lite_jax.errors import ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from clip_lite_jax.config import DataConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 2 for what cannot be done, 130 after Ctrl-C."""
+    """The command; returns the exit status.
+
+    2 for what cannot be done, 1 where another process of the run is missing, lost or has failed,
+    75 for a run that was asked to end and has saved, 130 after Ctrl-C where nothing was saved.
+    """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     # Libraries that log while they are imported have set it up before.
@@ -28,13 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and known.command not in ("train", "config", "plan", "data"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
         known.call(known, rest)
+    except Interrupted as error:
+        return distributed.end(error.status, str(error))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return distributed.end(error.status, f"error: {error}", f"failed: {error}")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+        message = "stopped; the same command goes on where this one was"
+        return distributed.end(distributed.STOPPED, message, "was stopped by Ctrl-C")
+    except Exception as error:
+        if not distributed.joined():
+            raise
+        message = traceback.format_exc().rstrip()
+        return distributed.end(1, message, f"failed: {type(error).__name__}: {error}")
+    return distributed.end(0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, evaluate and report", epilog=any_field)
     train.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     train.add_argument("--workdir", required=True, type=Path, help="folder of the run")
+    _add_processes(train)
     train.set_defaults(call=_train)
 
     config = commands.add_parser(
@@ -89,6 +102,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace the folder if it is there")
     export.set_defaults(call=_export)
     return parser
+
+
+def _add_processes(train: argparse.ArgumentParser) -> None:
+    processes = train.add_argument_group(
+        "several hosts",
+        "The same command on each.  What SLURM (srun), GKE and Cloud TPU say of them is found "
+        "without flags; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID count, too.",
+    )
+    processes.add_argument(
+        "--distributed", action="store_true", help="do not run where no other process is found"
+    )
+    processes.add_argument("--coordinator-address", metavar="HOST:PORT", help="of process 0")
+    processes.add_argument("--num-processes", type=int, metavar="N", help="of all hosts")
+    processes.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+    processes.add_argument(
+        "--join-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="wait for the others at most so long (300)",
+    )
 
 
 def _add_data(data: argparse.ArgumentParser) -> None:
@@ -157,6 +191,17 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    # Before anything that may use a device, and a configuration is a program.
+    distributed.join(
+        distributed.Options(
+            known.distributed,
+            known.coordinator_address,
+            known.num_processes,
+            known.process_id,
+            known.join_timeout,
+        ),
+        known.workdir,
+    )
     from clip_lite_jax.config import load_config, parse_overrides
     from clip_lite_jax.main import run
 

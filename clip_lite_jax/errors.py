@@ -8,6 +8,9 @@ without a traceback.  Any other exception is a bug and shows where it is.
 class UserError(Exception):
     """Base of all errors whose message is enough."""
 
+    status = 2
+    """What the command line exits with."""
+
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot run."""
@@ -21,9 +24,21 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing or does not fit."""
 
 
+class Interrupted(UserError, RuntimeError):
+    """A run that was asked to end, and has saved where it was; the same command goes on."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class NonFiniteError(UserError, RuntimeError):
     """Loss or gradient stopped being a number."""
 
 
 class BadImage(UserError, ValueError):
     """An image that cannot be used."""
+
+
+class PeerError(UserError, RuntimeError):
+    """Another process of the run is missing; it may come if all are started again."""
+
+    status = 1

@@ -18,11 +18,12 @@ def run(config: Config, workdir: Path) -> Path:
     """Trains (or resumes), evaluates once on the test splits, writes the report and returns it."""
     trained = train(config, workdir)
     results = evaluate(trained)
-    if len(trained.bad):
+    if len(trained.bad) and trained.is_writer:
         print(f"examples that could not be used: {len(trained.bad)}, see {trained.bad.path}")
     report = write_report(workdir)
-    print(terminal_table(results["test"]))
-    print(f"report: {report}")
+    if trained.is_writer:
+        print(terminal_table(results["test"]))
+        print(f"report: {report}")
     return report
 
 

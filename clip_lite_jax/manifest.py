@@ -6,6 +6,7 @@ Orbax restores a checkpoint of which a byte has changed without a word.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,51 @@ MANIFEST = "manifest.json"
 THREADS = 4  # hashing leaves Python's lock alone
 
 
-def seal(folder: Path) -> None:
-    """Writes the manifest of a finished folder: size and SHA-256 of every file below it."""
+def seal(folder: Path, numbers: Mapping[str, float] | None = None) -> None:
+    """Writes the manifest of a finished folder: size and SHA-256 of every file below it.
+
+    `numbers` tell how good it is, see `numbers_of`.
+    """
     files = {name: size_and_hash(folder / name) for name in _names(folder)}
-    write_atomic(folder / MANIFEST, json.dumps({"files": files}, indent=1))
+    content = {"files": files, "numbers": dict(numbers or {})}
+    write_atomic(folder / MANIFEST, json.dumps(content, indent=1))
+    _SOUND.add(_state_of(folder))
+
+
+def numbers_of(folder: Path) -> dict[str, float]:
+    """The numbers that a folder was sealed with; none where there is nothing to be read."""
+    try:
+        return dict(json.loads((folder / MANIFEST).read_bytes())["numbers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def problem_of(folder: Path) -> str:
-    """What is wrong with a folder that was sealed; nothing if it is as it was."""
+    """What is wrong with a folder that was sealed; nothing if it is as it was.
+
+    What this process has written or looked at, and nobody has touched since, is not read again.
+    """
+    if _state_of(folder) in _SOUND:
+        return ""
+    problem = _problem_of(folder)
+    if not problem:
+        _SOUND.add(_state_of(folder))
+    return problem
+
+
+_SOUND: set[tuple[object, ...]] = set()
+
+
+def _state_of(folder: Path) -> tuple[object, ...]:
+    """What changes when a file does, as far as its file system says so."""
+    states = ((name, (folder / name).stat()) for name in [*_names(folder), MANIFEST])
+    try:
+        return folder, *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in states)
+    except OSError:
+        return ()
+
+
+def _problem_of(folder: Path) -> str:
     try:
         known: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())["files"]
     except FileNotFoundError:

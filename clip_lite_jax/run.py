@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from clip_lite_jax.beginnings import resumed, tokenizer_of, weights_of
 from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
 from clip_lite_jax.data import caption_ops
@@ -40,6 +42,9 @@ MAY_CHANGE = (
     "log",
     "checkpoint",
     "eval",
+    "mesh",
+    "resume_from",  # of a run that has begun its own checkpoint comes first
+    "init_from",
     "data.threads",
     "data.workers",
     "data.prefetch",
@@ -84,8 +89,10 @@ class Run:
                 np.quantile(tokens, 0.99, method="higher"),
             )
 
-    def init_state(self, load: bool) -> tuple[TrainState, optax.GradientTransformation]:
-        """A fresh state on the mesh, and its optimizer; with `load` from the weights of others."""
+    def init_state(
+        self, given: Mapping[str, Any]
+    ) -> tuple[TrainState, optax.GradientTransformation]:
+        """A fresh state on the mesh but for the `given` parts, and its optimizer."""
         config = self.config
         return init_state(
             self.model,
@@ -95,7 +102,7 @@ class Run:
             self.mesh,
             config.negatives,
             config.batch_size,
-            load_towers(self.model, config.model) if load else {},
+            given,
             config.mesh,
         )
 
@@ -163,7 +170,7 @@ def build_run(config: Config, workdir: Path) -> Run:
     if stored.exists():
         tokenizer = load_tokenizer(stored, config.data)
     else:
-        tokenizer = load_or_train_tokenizer(captions_of(train), config.data)
+        tokenizer = _first_tokenizer(config, train)
     write_atomic(stored, tokenizer.model)
     write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(given), indent=2))
     model = build_model(
@@ -186,17 +193,42 @@ def build_run(config: Config, workdir: Path) -> Run:
 def restore_or_init(
     run: Run, checkpoints: Checkpoints
 ) -> tuple[TrainState, optax.GradientTransformation]:
-    """The state of the newest checkpoint, or a fresh one; and the optimizer.
+    """The state that a run goes on or begins with, and the optimizer.
+
+    The newest checkpoint of its own; or that of the run in `config.resume_from`; or the weights of
+    the model in `config.init_from`; or a fresh state.
 
     Raises:
-      ConfigError: the checkpoint was made on other data.
+      ConfigError: its own checkpoint was made on other data.
+      CheckpointError: a checkpoint is missing, damaged, or of another model.
     """
     step = checkpoints.latest_step()
-    state, optimizer = run.init_state(load=step is None)
-    if step is None:
-        return state, optimizer
-    check_same_data(run, checkpoints.meta(step))
-    return checkpoints.restore(step, state), optimizer
+    if step is not None:
+        check_same_data(run, checkpoints.meta(step))
+        state, optimizer = run.init_state({})
+        return checkpoints.restore(step, state), optimizer
+    config = run.config
+    if config.resume_from is not None:
+        state, optimizer = run.init_state({})
+        return resumed(config, state), optimizer
+    if config.init_from is not None:
+        return run.init_state(weights_of(config.init_from, run.model))
+    return run.init_state(load_towers(run.model, config.model))
+
+
+def _first_tokenizer(config: Config, train: Source) -> Tokenizer:
+    """That of what the run begins with, or as `config.data` says."""
+    given = tokenizer_of(config)
+    if given is None:
+        return load_or_train_tokenizer(captions_of(train), config.data)
+    named = config.data.tokenizer
+    if named is not None and load_tokenizer(named, config.data).model != given.model:
+        raise ConfigError(
+            f"data.tokenizer={named!r} is not the tokenizer of "
+            f"{config.resume_from or config.init_from}, whose weights go with their own: leave it "
+            "out"
+        )
+    return given
 
 
 def _with_stored_model(config: Config, workdir: Path) -> Config:

@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from clip_lite_jax.config import Config
 from clip_lite_jax.data.image_ops import check_resampling
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.data.sources import Source
-from clip_lite_jax.errors import NonFiniteError
+from clip_lite_jax.errors import CheckpointError, Interrupted, NonFiniteError
+from clip_lite_jax.evaluators import Evaluator
+from clip_lite_jax.interrupts import Interrupts
 from clip_lite_jax.learner import build_learner
 from clip_lite_jax.metrics import MetricWriter, Progress
 from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.run import Run, build_run, restore_or_init
 from clip_lite_jax.sharding import pieces_of_process, put_batch
-from clip_lite_jax.train_step import make_encode_fns, make_train_step
+from clip_lite_jax.train_step import EncodeFns, make_encode_fns, make_train_step
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ def train(config: Config, workdir: Path) -> Run:
     Raises:
       ConfigError, DataError: what is asked for cannot run.
       NonFiniteError: the loss or the gradient is no longer finite.
+      CheckpointError: checkpoints cannot be read, or not be written time and again.
+      Interrupted: it was asked to end, by a signal or the clock, and has saved where it was.
     """
     check_resampling(config.data.augment)
     run = build_run(config, workdir)
@@ -47,11 +53,21 @@ def train(config: Config, workdir: Path) -> Run:
     )
     checkpoints = Checkpoints(workdir, config.checkpoint)
     state, optimizer = restore_or_init(run, checkpoints)
-    train_step = make_train_step(learner, optimizer, run.mesh, config.optim.ema_decay, config.mesh)
+    train_step = make_train_step(
+        learner,
+        optimizer,
+        run.mesh,
+        config.optim.ema_decay,
+        config.mesh,
+        skip_non_finite=config.optim.non_finite == "skip",
+    )
     bind = make_encode_fns(run.model, run.mesh)
     inputs = run.inputs(state.params, state.model_state)
     evaluators = run.evaluators("validation", inputs)
     start = int(state.step)
+    own = checkpoints.latest_step()
+    # A run that goes on evaluated this step before it saved it, unless it was in a hurry.
+    evaluated = own if own is not None and checkpoints.meta(own).evaluated else None
     batches = train_batches(
         TrainTransform(
             run.sources["train"],
@@ -74,35 +90,52 @@ def train(config: Config, workdir: Path) -> Run:
     # The order within a step is fixed: evaluate, save, take a batch, step, log.  A checkpoint of
     # step k thus comes after everything that was logged about k, and before the batch of step k is
     # taken, so a resumed run repeats nothing and misses nothing.
-    for step in range(start, config.steps + 1):
-        last = step == config.steps
-        resumed = step == start and start > 0  # this step was evaluated and saved before the break
-        if (last or step % config.eval.every == 0) and not resumed:
-            pending.write_all()
-            fns = bind(state.eval_params, state.model_state)
-            for name, evaluator in evaluators.items():
-                values = evaluator.run(fns)
-                writer.write(step, {f"{name}/{key}": value for key, value in values.items()})
-            progress.restart_clock()
-        if (last or step % config.checkpoint.every == 0) and step > start:
-            pending.write_all()  # a state that is not finite is noticed here, before it is saved
-            checkpoints.save(state, run.meta)
-        if last:
-            break
-        waiting = time.perf_counter()
-        batch = next(batches)
-        progress.waited(time.perf_counter() - waiting)
-        if step == start:
-            log.info("the first step is compiled, which may take a while")
-        state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
-        # The step runs in the background: numbers of earlier steps are read meanwhile, and the
-        # next batch comes to the devices.
-        pending.add(step + 1, metrics, batch)
+    with Interrupts(config.checkpoint.stop_after_minutes) as interrupts:
+        for step in range(start, config.steps + 1):
+            last = step == config.steps
+            stop = "" if last else interrupts.requested(step)
+            evaluation = (last or step % config.eval.every == 0) and step != evaluated
+            numbers: dict[str, float] = {}
+            if evaluation and not stop:  # who has been asked to end may not have the time
+                pending.write_all()
+                numbers = _evaluated(evaluators, bind(state.eval_params, state.model_state))
+                writer.write(step, numbers)
+                progress.restart_clock()
+            if (last or stop or checkpoints.due(step)) and step > start:
+                pending.write_all()  # a state that is not finite is noticed before it is saved
+                meta = replace(run.meta, evaluated=not (evaluation and stop))
+                checkpoints.save_or_retry(state, meta, numbers, wait=bool(last or stop))
+            if stop:
+                writer.close()
+                raise Interrupted(
+                    f"ended at step {step} of {config.steps} ({stop}), with a checkpoint; the same "
+                    "command goes on from there"
+                )
+            if last:
+                break
+            waiting = time.perf_counter()
+            batch = next(batches)
+            progress.waited(time.perf_counter() - waiting)
+            if step == start:
+                log.info("the first step is compiled, which may take a while")
+            state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
+            # The step runs in the background: numbers of earlier steps are read meanwhile, and the
+            # next batch comes to the devices.
+            pending.add(step + 1, metrics, batch)
 
     progress.close()
     checkpoints.close()
     writer.close()
     return run
+
+
+def _evaluated(evaluators: Mapping[str, Evaluator], fns: EncodeFns) -> dict[str, float]:
+    """The numbers of all evaluators, by the name of each."""
+    return {
+        f"{name}/{key}": value
+        for name, evaluator in evaluators.items()
+        for key, value in evaluator.run(fns).items()
+    }
 
 
 AHEAD = 1
@@ -122,6 +155,7 @@ class PendingMetrics:
         checkpoints: Checkpoints,
     ) -> None:
         self.every, self.source = config.log.every, source
+        self.skipped, self.max_skipped = 0, config.optim.max_skipped
         self.schedule = build_schedule(config.optim, config.steps)
         self.writer, self.progress, self.checkpoints = writer, progress, checkpoints
         self.waiting: list[tuple[int, dict[str, jax.Array], Batch]] = []
@@ -145,15 +179,33 @@ class PendingMetrics:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             watched = ("loss", "gradient_norm", "parameter_norm")
             if not all(math.isfinite(values[name]) for name in watched):
-                self._stop(step, values, batch)
+                self._skip_or_stop(step, values, batch)
+                values = {name: x for name, x in values.items() if math.isfinite(x)}  # as in JSON
             if step % self.every == 0:
                 values["learning_rate"] = float(self.schedule(step - 1))
                 values |= self.progress.rates(values["loss"])
                 self.writer.write(step, values)
         self.waiting.clear()
 
+    def _skip_or_stop(self, step: int, values: dict[str, float], batch: Batch) -> None:
+        self.skipped += 1
+        if values.get("skipped") and self.skipped <= self.max_skipped:
+            log.warning(
+                "step %d was skipped, %d of at most %d: loss=%s, gradient norm=%s",
+                step,
+                self.skipped,
+                self.max_skipped,
+                values["loss"],
+                values["gradient_norm"],
+            )
+        else:
+            self._stop(step, values, batch)
+
     def _stop(self, step: int, values: dict[str, float], batch: Batch) -> None:
-        self.checkpoints.wait()
+        try:
+            self.checkpoints.wait()
+        except CheckpointError as error:  # the lesser evil
+            log.error("%s", error)
         good = self.checkpoints.latest_step()
         last_good = "none" if good is None else f"step {good}"
         ids = [self.source.metadata(int(index)).id for index in batch.index.ravel()]

@@ -29,10 +29,13 @@ def make_train_step(
     mesh: Mesh,
     ema_decay: float = 0.0,
     mesh_config: MeshConfig | None = None,
+    skip_non_finite: bool = False,
 ) -> TrainStep:
     """``step(state, batch) -> (state, metrics)``, compiled for `mesh`; consumes the old state.
 
-    The state comes as `state_shardings` says, and the new one lies like it.
+    The state comes as `state_shardings` says, and the new one lies like it.  With
+    `skip_non_finite` a step whose loss or gradient is not finite changes nothing but the number of
+    the step.
     """
     gradient = make_gradient(learner)
     settings = mesh_config or MeshConfig()
@@ -69,6 +72,11 @@ def make_train_step(
             target=_new_target(learner, mesh, state, params, learned.pairs),
             log_normalizer=metrics.get("dv_log_normalizer", state.log_normalizer),
         )
+        if skip_non_finite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            metrics["skipped"] = ~finite
+            kept = replace(state, step=new.step)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
         return lax.with_sharding_constraint(new, state_shardings(mesh, settings, new)), metrics
 
     return jax.jit(

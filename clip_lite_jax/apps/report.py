@@ -5,6 +5,7 @@ one, from the latest validation numbers in ``metrics.jsonl``.  Example searches,
 category and the histogram are made from the newest checkpoint on the same examples.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ from clip_lite_jax.apps.report_tables import (
 )
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, from_dict
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
 from clip_lite_jax.evaluators.retrieval import Retrieval
-from clip_lite_jax.files import read_json_lines, write_atomic
+from clip_lite_jax.files import write_atomic
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics, seconds_per_step
 from clip_lite_jax.objectives import OPTIMAL_CRITIC
@@ -136,6 +138,7 @@ def _score_histogram(scores: np.ndarray) -> dict[str, Any]:
 
 
 def _skipped(workdir: Path) -> dict[str, Any]:
-    items = list(read_json_lines(workdir / SKIPPED_FILE))
-    shown = [(shorten(i["id"], 120), shorten(i["reason"], 200)) for i in items[:SKIPPED_SHOWN]]
-    return {"count": len(items), "shown": shown}
+    reasons = BadExamples(workdir / SKIPPED_FILE).reasons  # each process lists what it has met
+    some = itertools.islice(reasons.items(), SKIPPED_SHOWN)
+    shown = [(shorten(id, 120), shorten(reason, 200)) for id, reason in some]
+    return {"count": len(reasons), "shown": shown}

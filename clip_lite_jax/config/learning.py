@@ -107,6 +107,11 @@ class OptimConfig:
     evaluation."""
     clip_norm: PositiveFloat | None = 1.0
     """Limit on the global norm of the gradient."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite: end the run, or change nothing and be
+    counted."""
+    max_skipped: PositiveInt = 100
+    """``skip``: steps after which it ends all the same."""
     lookahead_steps: NonNegativeInt = 0
     """Lookahead (arXiv 1907.08610): steps between synchronisations; 0 is off."""
     lookahead_alpha: Fraction = 0.5

@@ -8,7 +8,13 @@ from pydantic.dataclasses import dataclass
 from clip_lite_jax.config.data import DataConfig
 from clip_lite_jax.config.learning import NegativesConfig, ObjectiveConfig, OptimConfig
 from clip_lite_jax.config.model import ModelConfig
-from clip_lite_jax.config.types import STRICT, GalleryCaptions, NonNegativeInt, PositiveInt
+from clip_lite_jax.config.types import (
+    STRICT,
+    GalleryCaptions,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from clip_lite_jax.errors import ConfigError
 
 
@@ -48,7 +54,19 @@ class EvalConfig:
 class CheckpointConfig:
     every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
+    minutes: PositiveFloat | None = None
+    """Minutes after which one is saved in between."""
     keep: PositiveInt = 2
+    """The newest ones, that stay."""
+    keep_every: PositiveInt | None = None
+    """Those whose step is a multiple of this stay as well."""
+    best: str | None = None
+    """A number of the evaluation as ``metrics.jsonl`` has it, such as
+    ``retrieval/held_out/i2t/recall_at_1``: the checkpoint where it is best stays as well.  Only
+    steps that are evaluated and saved take part."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    stop_after_minutes: PositiveFloat | None = None
+    """Saves and ends with status 75 after so long; the same command goes on from there."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -88,6 +106,12 @@ class Config:
     """Parts of a batch that go through the encoders one after another, to save memory.  Negatives
     are drawn within a part where `negatives.name` allows it (`combinations.draws_within_parts`);
     otherwise every part is encoded twice (GradCache)."""
+    resume_from: str | None = None
+    """Workdir of another run whose newest checkpoint this one goes on from, with its optimizer and
+    at its step.  What --workdir itself holds comes first."""
+    init_from: str | None = None
+    """Workdir of another run whose weights this one begins with, at step 0; both encoders and the
+    critic.  ``model.image.init_from`` and ``model.text.init_from`` are for encoders alone."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -108,6 +132,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"optim.warmup_steps={config.optim.warmup_steps} is not below steps={config.steps}: "
             "give fewer of them (--config.optim.warmup_steps=), or more steps (--config.steps=)"
+        )
+    if config.resume_from is not None and config.init_from is not None:
+        raise ConfigError(
+            f"resume_from={config.resume_from!r} and init_from={config.init_from!r}: one of them; "
+            "the second begins anew with the weights of another run"
         )
     if config.data.held_out > 0.45:
         raise ConfigError(f"data.held_out={config.data.held_out} leaves too little to train on")

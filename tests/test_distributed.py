@@ -1,0 +1,374 @@
+"""Several processes through the command line: they equal one, and end together with a reason."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import FLAGS, tiny_config, tiny_model, write_pairs
+
+from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.config import Config, OptimConfig, to_dict
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.sources import build_sources
+from clip_lite_jax.files import read_json_lines
+from clip_lite_jax.inference import load
+from clip_lite_jax.metrics import read_metrics
+
+STEPS, SAVED_EVERY = 20, 5
+HOST = socket.gethostname()
+
+CONFIG = """
+import json
+from pathlib import Path
+from clip_lite_jax.config import Config, from_dict
+
+def get_config():
+    return from_dict(Config, json.loads(Path(__file__).with_suffix(".json").read_text()))
+"""
+
+# The command, which also writes the examples and negatives of every step that it begins.
+WATCHED = """
+import json, sys
+from pathlib import Path
+from clip_lite_jax import cli, main
+import jax
+from clip_lite_jax import train as training
+from clip_lite_jax.learner import make_gradient
+
+make_train_step = training.make_train_step
+drawn = Path(sys.argv[sys.argv.index("--workdir") + 1], "drawn.jsonl")
+
+def watched(learner, optimizer, mesh, *rest, **named):
+    step = make_train_step(learner, optimizer, mesh, *rest, **named)
+    whole = jax.NamedSharding(mesh, jax.P())
+
+    def draw(state, batch):
+        return state.step, batch.index, make_gradient(learner)(state, batch)[0][1].index
+
+    draw = jax.jit(draw, out_shardings=whole)
+
+    def both(state, batch):
+        line = [x.tolist() for x in jax.device_get(draw(state, batch))]
+        if jax.process_index() == 0:
+            with drawn.open("a") as file:
+                file.write(json.dumps(line) + "\\n")
+        return step(state, batch)
+
+    return both
+
+training.make_train_step = watched
+if "--no-report" in sys.argv:
+    sys.argv.remove("--no-report")
+    main.run = training.train
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+# The command with something else in the place of training; `I` is the number of the process.
+INSTEAD = """
+import atexit, os, sys, time, types
+from clip_lite_jax import cli, distributed
+distributed.SEEN_WITHIN = 3
+I = int(sys.argv[sys.argv.index("--process-id") + 1])
+
+def run(config, workdir):
+    {body}
+
+sys.modules["clip_lite_jax.main"] = types.SimpleNamespace(run=run)  # its import takes seconds
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+class Processes:
+    """Processes of one command, each with its log in a file."""
+
+    def __init__(self, folder: Path, commands: list[list[str]], devices: int = 2) -> None:
+        self.logs = [folder / f"log.{number}" for number in range(len(commands))]
+        flags = [f for f in FLAGS if "device_count" not in f]
+        flags.append(f"--xla_force_host_platform_device_count={devices}")
+        self.running = []
+        for command, log in zip(commands, self.logs, strict=True):
+            with log.open("w") as file:
+                self.running.append(
+                    subprocess.Popen(
+                        [sys.executable, *command],
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env=os.environ | {"XLA_FLAGS": " ".join(flags)},
+                    )
+                )
+
+    def wait(self, seconds: float = 120) -> tuple[int, ...]:
+        """Their exit statuses."""
+        deadline = time.monotonic() + seconds
+        return tuple(p.wait(max(0.1, deadline - time.monotonic())) for p in self.running)
+
+    def wait_for(self, reached: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert all(p.poll() is None for p in self.running), self.texts()
+            assert time.monotonic() < deadline, self.texts()
+            time.sleep(0.05)
+
+    def texts(self) -> list[str]:
+        return [log.read_text() for log in self.logs]
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def flags_of(processes: int) -> list[list[str]]:
+    port = free_port()
+    shared = ["--coordinator-address", f"127.0.0.1:{port}", "--num-processes", str(processes)]
+    return [[*shared, "--process-id", str(number)] for number in range(processes)]
+
+
+def write_config(folder: Path, config: Config) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    path = folder / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def command(program: list[str], config: Path, workdir: Path, processes: int) -> list[list[str]]:
+    run = ["--config", str(config), "--workdir", str(workdir)]
+    return [[*program, *run, *flags] for flags in (flags_of(processes) if processes > 1 else [[]])]
+
+
+def small_config(pairs: Path) -> Config:
+    config = tiny_config(pairs)
+    return replace(
+        config,
+        steps=STEPS,
+        negatives=replace(config.negatives, block=16, lanes=4),
+        eval=replace(config.eval, every=10),
+        checkpoint=replace(config.checkpoint, every=SAVED_EVERY),
+    )
+
+
+# A mild temperature keeps gradients of order one, so that 1e-6 means something in float32.
+def sgd(pairs: Path) -> Config:
+    return replace(
+        small_config(pairs),
+        model=tiny_model(temperature=0.5),
+        optim=OptimConfig(name="sgd", learning_rate=1e-2, warmup_steps=0),
+    )
+
+
+def adamw(pairs: Path) -> Config:
+    return replace(
+        small_config(pairs),
+        model=tiny_model("float64", temperature=0.5),
+        optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=0),
+    )
+
+
+def train(folder: Path, config: Path, processes: int) -> Path:
+    """The workdir of a run of so many processes, with four devices together."""
+    workdir = folder / f"processes_{processes}"
+    given = command(["-c", WATCHED], config, workdir, processes)
+    given = [[*line, "--no-report"] for line in given]
+    with Processes(folder, given, devices=4 // processes) as running:
+        assert running.wait() == (0,) * processes, running.texts()
+    return workdir
+
+
+def drawn(workdir: Path) -> dict[int, Any]:
+    """Examples and negatives by step; a step that was begun twice had the same ones."""
+    steps: dict[int, Any] = {}
+    for step, *integers in read_json_lines(workdir / "drawn.jsonl"):
+        assert steps.setdefault(step, integers) == integers
+    return steps
+
+
+def logged(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what a clock measured."""
+    timed = {"images_per_second", "data_wait"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir)]
+
+
+def assert_same(one: Path, other: Path, tolerance: float) -> None:
+    for workdir in (one, other):
+        with Checkpoints.open(workdir) as checkpoints:
+            assert checkpoints.latest_step() == STEPS
+    assert drawn(one) == drawn(other)
+    assert sorted(drawn(one)) == list(range(STEPS))
+    a, b = (jax.device_get(load(workdir).params) for workdir in (one, other))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
+    assert [line.keys() for line in logged(one)] == [line.keys() for line in logged(other)]
+
+
+@pytest.fixture(scope="module")
+def own_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def two_processes(own_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    return train(folder, write_config(folder, sgd(own_pairs)), 2)
+
+
+def test_two_processes_are_one_in_float64_with_adamw(
+    own_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    config = write_config(tmp_path, adamw(own_pairs))
+    one, two = (train(tmp_path, config, processes) for processes in (1, 2))
+    with jax.enable_x64(True):
+        assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(load(one).params))
+        assert_same(one, two, 1e-9)
+
+
+def test_two_processes_are_one_in_float32_with_sgd(two_processes: Path, tmp_path: Path) -> None:
+    config = two_processes.parent / "config.py"
+    assert_same(train(tmp_path, config, 1), two_processes, 1e-6)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(two_processes: Path, tmp_path: Path) -> None:
+    """First process 1 is killed, then the coordinator; the third start ends."""
+    config, workdir = two_processes.parent / "config.py", tmp_path / "run"
+    for killed, last in ((1, 7), (0, 13)):
+        with Processes(tmp_path, command(["-c", WATCHED], config, workdir, 2)) as running:
+            running.wait_for(lambda last=last: last in drawn(workdir))
+            running.running[killed].kill()
+            since = time.monotonic()
+            status = [1, 1]
+            status[killed] = -signal.SIGKILL
+            assert running.wait(30) == tuple(status), running.texts()
+            assert time.monotonic() - since < 30
+        reason = running.texts()[1 - killed].splitlines()[-1]
+        assert reason.startswith(
+            f"[process {1 - killed}] error: process {killed} on {HOST} ended without a word"
+        )
+    with Processes(tmp_path, command(["-c", WATCHED], config, workdir, 2)) as running:
+        assert running.wait() == (0, 0), running.texts()
+    first, second = running.texts()
+    assert f"report: {workdir}/report.html" in first
+    assert "report" not in second  # one process says how it goes
+    assert_same(workdir, two_processes, 0)
+    assert logged(workdir) == logged(two_processes)
+
+
+def test_a_picture_that_one_process_cannot_read_ends_both(
+    two_processes: Path, tmp_path: Path
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs")
+    config = sgd(pairs)
+    config = replace(config, data=replace(config.data, strict=True))
+    batches = [ids for ids, _ in drawn(two_processes).values()]
+    seen_by_first = {example for ids in batches[:3] for example in ids[:8]}
+    met = next(example for example in batches[2][8:] if example not in seen_by_first)
+    source = build_sources(config.data, BadExamples())["train"]
+    broken = pairs.parent / source.metadata(met).id.partition("#")[0]
+    assert broken.is_file(), broken
+    broken.write_bytes(b"no picture")
+    given = command(
+        ["-m", "clip_lite_jax.main"], write_config(tmp_path, config), tmp_path / "run", 2
+    )
+    with Processes(tmp_path, given) as running:
+        assert running.wait() == (1, 2), running.texts()
+    first, second = (text.splitlines()[-1] for text in running.texts())
+    assert second.startswith("[process 1] error: 1 of 96 examples cannot be used")
+    reason = second.removeprefix("[process 1] error: ")
+    assert first == f"[process 0] error: process 1 on {HOST} failed: {reason}"
+
+
+# --- Ends, without training -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "config", tiny_config(tmp_path / "pairs.csv"))
+
+
+def instead(body: str) -> list[str]:
+    return ["-c", INSTEAD.format(body=body)]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_exception_of_one_process_ends_the_other(
+    failing: int, config: Path, tmp_path: Path
+) -> None:
+    body = f"time.sleep(300 * (I != {failing})); raise RuntimeError('no luck')"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        assert running.wait() == (1, 1), running.texts()
+    own, other = (running.texts()[number].splitlines() for number in (failing, 1 - failing))
+    assert f"[process {failing}] Traceback (most recent call last):" in own
+    assert own[-1] == f"[process {failing}] RuntimeError: no luck"
+    assert other[-1] == (
+        f"[process {1 - failing}] error: process {failing} on {HOST} failed: RuntimeError: no luck"
+    )
+    assert not any("Traceback" in line for line in other)
+
+
+def test_an_error_that_comes_of_a_lost_process_is_not_what_is_told(
+    config: Path, tmp_path: Path
+) -> None:
+    """As between CPUs, whose collectives raise at once where a peer is gone."""
+    body = "I and os.kill(os.getpid(), 9); time.sleep(0.5); 1 / 0"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        assert running.wait() == (1, -signal.SIGKILL), running.texts()
+    assert "process 1 on" in running.texts()[0].splitlines()[-1]
+    assert "ZeroDivisionError" not in running.texts()[0]
+
+
+def test_all_wait_for_the_last(config: Path, tmp_path: Path) -> None:
+    """What jax leaves to a barrier that gives up after some minutes."""
+    body = "time.sleep(2 * I); print(time.time()); atexit.register(lambda: print(time.time()))"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        assert running.wait() == (0, 0), running.texts()
+    times = [[float(line) for line in text.split()[-2:]] for text in running.texts()]
+    assert times[0][1] > times[1][0] > times[0][0]
+
+
+def test_a_folder_that_is_not_shared(config: Path, tmp_path: Path) -> None:
+    one, other = (command(instead("pass"), config, tmp_path / name, 2) for name in "ab")
+    one[1] = other[1][: other[1].index("--coordinator-address")] + one[1][-6:]
+    with Processes(tmp_path, one) as running:
+        assert running.wait() == (1, 2), running.texts()
+    for text in running.texts():
+        assert f"--workdir={tmp_path}/b on {HOST} is not the folder that process 0" in text
+
+
+def test_ctrl_c(config: Path, tmp_path: Path) -> None:
+    body = "print('begun', flush=True); time.sleep(300)"
+    with Processes(tmp_path, command(instead(body), config, tmp_path / "run", 2)) as running:
+        running.wait_for(lambda: all("begun" in text for text in running.texts()))
+        running.running[1].send_signal(signal.SIGINT)
+        assert running.wait(30) == (1, 130), running.texts()
+    assert f"error: process 1 on {HOST} was stopped by Ctrl-C" in running.texts()[0]
+
+
+def test_a_missing_host_and_wrong_flags(config: Path, tmp_path: Path) -> None:
+    program = ["-m", "clip_lite_jax.main"]
+    one, other = command(program, config, tmp_path / "run", 2)
+    hasty = ["--join-timeout", "1"]
+    with Processes(tmp_path, [[*one, *hasty], [*other[:-1], "2"]]) as running:
+        assert running.wait() == (1, 2), running.texts()
+    first, second = (text.splitlines()[-1] for text in running.texts())
+    assert first.startswith("[process 0] error: process 1 of 2 did not come to 127.0.0.1:")
+    assert second == "error: --process-id=2: of 2 processes they are 0 to 1"
