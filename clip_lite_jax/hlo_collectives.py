@@ -25,6 +25,8 @@ _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _CALLED = re.compile(r"\bcalls=%?([\w.\-]+)")
 _INDEX = re.compile(r"\bindex=(\d+)")
 _PART = re.compile(r"\b(?:(?:image|text)_(?:encoder|prior)|(?:visual_|textual_)?critic)\b")
+_STORED = ("state.", "sharding_constraint", "dynamic_index_in_dim")
+"""In names of parameters, of one that is gathered, and of a layer of many (`gathering`)."""
 _FARTHEST = 50
 
 
@@ -44,7 +46,8 @@ def collectives(program: str) -> list[Collective]:
     """What a device sends when the program runs once, the most first.
 
     Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of`` batches,
-    ``negatives``, ``gradients of negatives``, ``sums`` of losses, metrics and norms, and ``other``.
+    ``activations of`` what was split otherwise, ``negatives``, ``gradients of negatives``, ``sums``
+    of losses, metrics and norms, and ``other``.
     """
     reader = _Reader(parse(program))
     times: dict[tuple[str, str], int] = {}
@@ -65,16 +68,19 @@ def collectives(program: str) -> list[Collective]:
 
 def purpose_of(kind: str, names: list[str]) -> str:
     """By the names of what is exchanged, those that say most first."""
+    summed = kind in ("all-reduce", "reduce-scatter")
     for name in names:
         backward = "transpose(" in name
-        if NEGATIVES in name and ("shard_map" in name or not _PART.search(name)):
+        part = _PART.search(name)
+        if NEGATIVES in name and not (summed and part and "shard_map" not in name):
             if kind == "all-reduce" and name.endswith("psum"):
                 continue  # of the critic's parameters, by which every device scores
             return f"gradients of {NEGATIVES}" if backward else NEGATIVES
-        if part := _PART.search(name):
-            if kind == "all-gather" or name.startswith("state."):
+        if part:
+            if not summed and any(word in name for word in _STORED):
                 return f"parameters of {part[0]}"
-            return f"{'gradients' if backward else 'statistics'} of {part[0]}"
+            what = "gradients" if backward else "statistics" if summed else "activations"
+            return f"{what} of {part[0]}"
     if any(NEGATIVES in name for name in names):
         return "gradients of critic"
     if kind == "all-reduce" and any(re.search(r"\b(reduce_\w+|psum)\b", name) for name in names):
@@ -96,7 +102,7 @@ class _Reader:
                 index = _INDEX.search(instruction.text)
                 if instruction.operation == "get-tuple-element" and index:
                     of = self.results.setdefault((where, instruction.operands[0]), {})
-                    of[int(index[1])] = _name(instruction)
+                    of[int(index[1])] = name if ":" not in (name := _name(instruction)) else ""
 
     def shares(self, exchange: Exchange) -> Iterator[tuple[str, int]]:
         """Purpose and bytes of every operand."""
@@ -104,9 +110,11 @@ class _Reader:
         results = self.results.get((where, instruction.name), {})
         caller = self.callers.get(where)
         around = [_name(caller[1])] if caller else []
+        own = _name(instruction)
+        joined = len(instruction.operands) > 1
         for number, operand in enumerate(instruction.operands):
-            names = [self.origin(where, operand), results.get(number, "")]
-            names += [_name(instruction), *around]
+            names = [results.get(number, "") if joined else own, self.origin(where, operand)]
+            names += [own, *around]
             size = size_in_bytes(self.computations[where].instructions[operand].shape)
             yield purpose_of(exchange.kind, [name for name in names if name]), size
 

@@ -161,6 +161,7 @@ def init_memory(config: NegativesConfig, batch: int, mesh: Mesh, pairs: Pairs) -
     return jax.tree.map(empty, _kept(config, pairs))
 
 
+@jax.named_scope("negatives")
 def remember(
     config: NegativesConfig, batch: int, mesh: Mesh, key: Array, step: Array, pairs: Pairs
 ) -> Memory:
