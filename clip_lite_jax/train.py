@@ -24,6 +24,8 @@ from clip_lite_jax.metrics import MetricWriter, Progress
 from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.run import Run, build_run, restore_or_init
 from clip_lite_jax.sharding import pieces_of_process, put_batch
+from clip_lite_jax.status import COMPILING, EVALUATING, SAVING, Status
+from clip_lite_jax.stragglers import slowest
 from clip_lite_jax.train_step import EncodeFns, make_encode_fns, make_train_step
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,12 @@ def train(config: Config, workdir: Path) -> Run:
       CheckpointError: checkpoints cannot be read, or not be written time and again.
       Interrupted: it was asked to end, by a signal or the clock, and has saved where it was.
     """
-    check_resampling(config.data.augment)
+    with Status(workdir, config.steps, active=jax.process_index() == 0) as status:
+        check_resampling(config.data.augment)
+        return _train(config, workdir, status)
+
+
+def _train(config: Config, workdir: Path, status: Status) -> Run:
     run = build_run(config, workdir)
     config = run.config  # with what model.*.init_from states
     run.warn_of_cut_captions()
@@ -65,9 +72,7 @@ def train(config: Config, workdir: Path) -> Run:
     inputs = run.inputs(state.params, state.model_state)
     evaluators = run.evaluators("validation", inputs)
     start = int(state.step)
-    own = checkpoints.latest_step()
-    # A run that goes on evaluated this step before it saved it, unless it was in a hurry.
-    evaluated = own if own is not None and checkpoints.meta(own).evaluated else None
+    evaluated = _step_evaluated(checkpoints)
     batches = train_batches(
         TrainTransform(
             run.sources["train"],
@@ -92,17 +97,20 @@ def train(config: Config, workdir: Path) -> Run:
     # taken, so a resumed run repeats nothing and misses nothing.
     with Interrupts(config.checkpoint.stop_after_minutes) as interrupts:
         for step in range(start, config.steps + 1):
+            status.beat(step, pending.skipped)
             last = step == config.steps
             stop = "" if last else interrupts.requested(step)
             evaluation = (last or step % config.eval.every == 0) and step != evaluated
             numbers: dict[str, float] = {}
             if evaluation and not stop:  # who has been asked to end may not have the time
                 pending.write_all()
+                status.enter(EVALUATING)
                 numbers = _evaluated(evaluators, bind(state.eval_params, state.model_state))
-                writer.write(step, numbers)
+                writer.write(step, numbers | slowest(progress))
                 progress.restart_clock()
             if (last or stop or checkpoints.due(step)) and step > start:
                 pending.write_all()  # a state that is not finite is noticed before it is saved
+                status.enter(SAVING)
                 meta = replace(run.meta, evaluated=not (evaluation and stop))
                 checkpoints.save_or_retry(state, meta, numbers, wait=bool(last or stop))
             if stop:
@@ -117,6 +125,7 @@ def train(config: Config, workdir: Path) -> Run:
             batch = next(batches)
             progress.waited(time.perf_counter() - waiting)
             if step == start:
+                status.enter(COMPILING)
                 log.info("the first step is compiled, which may take a while")
             state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
             # The step runs in the background: numbers of earlier steps are read meanwhile, and the
@@ -127,6 +136,12 @@ def train(config: Config, workdir: Path) -> Run:
     checkpoints.close()
     writer.close()
     return run
+
+
+def _step_evaluated(checkpoints: Checkpoints) -> int | None:
+    """The step that a run goes on from, evaluated before it was saved unless it was in a hurry."""
+    own = checkpoints.latest_step()
+    return own if own is not None and checkpoints.meta(own).evaluated else None
 
 
 def _evaluated(evaluators: Mapping[str, Evaluator], fns: EncodeFns) -> dict[str, float]:
@@ -166,8 +181,13 @@ class PendingMetrics:
             self.write_all()
         self.waiting.append((step, metrics, batch))
         if len(self.waiting) > AHEAD:
-            jax.block_until_ready(self.waiting[-1 - AHEAD][1])
+            self._wait_for(self.waiting[-1 - AHEAD][1])
         self.progress.advance()
+
+    def _wait_for(self, metrics: Any) -> None:
+        began = time.perf_counter()
+        jax.block_until_ready(metrics)
+        self.progress.blocked(time.perf_counter() - began)
 
     def write_all(self) -> None:
         """Waits for what is pending, checks it, and writes the lines that are due.
@@ -175,6 +195,7 @@ class PendingMetrics:
         Raises:
           NonFiniteError: with the step, the ids of its batch and the last good checkpoint.
         """
+        self._wait_for([metrics for _, metrics, _ in self.waiting])
         for step, metrics, batch in self.waiting:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             watched = ("loss", "gradient_norm", "parameter_norm")
