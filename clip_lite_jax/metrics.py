@@ -18,7 +18,6 @@ from clip_lite_jax.files import METRICS_FILE, read_json_lines
 RATE = "images_per_second"
 DATA_WAIT = "data_wait"
 DATA_WAIT_SLOWEST, HOST_OVERHEAD_SLOWEST = "data_wait_slowest", "host_overhead_slowest"
-"""What differs between equal runs."""
 
 
 class MetricWriter:
