@@ -82,6 +82,7 @@ else
     state_field=state
 fi
 describe=("${tpus[@]}" "$kind" describe "$name" "${where[@]}" "--format=value($state_field)")
+alive=(-oServerAliveInterval=15 -oConnectTimeout=30) # a machine that is taken away says nothing
 archive=$ROOT/.work/launch/$name.tar.gz
 worker="bash clip_lite_jax/launch/worker.sh"
 
@@ -117,7 +118,8 @@ delete() {
 }
 
 on_workers() { # COMMAND...: of all workers at once
-    run "${tpus[@]}" "$kind" ssh "$name" "${where[@]}" "${all[@]}" "--command=$*"
+    run "${tpus[@]}" "$kind" ssh "$name" "${where[@]}" "${all[@]}" \
+        "${alive[@]/#/--ssh-flag=}" "--command=$*"
 }
 
 set_up() {
@@ -126,8 +128,8 @@ set_up() {
     [[ -z $changed ]] || say "warning: not committed, and therefore not copied:"$'\n'"$changed"
     run mkdir -p "$(dirname "$archive")"
     run git -C "$ROOT" archive --format=tar.gz --prefix=clip_lite_jax/ "--output=$archive" HEAD
-    run "${tpus[@]}" "$kind" scp "$archive" "$name:clip_lite_jax.tar.gz" "${where[@]}" "${all[@]}" &&
-        on_workers "tar -xzf clip_lite_jax.tar.gz && $worker setup"
+    run "${tpus[@]}" "$kind" scp "$archive" "$name:clip_lite_jax.tar.gz" "${where[@]}" "${all[@]}" \
+        "${alive[@]/#/--scp-flag=}" && on_workers "tar -xzf clip_lite_jax.tar.gz && $worker setup"
 }
 
 start() {

@@ -171,11 +171,15 @@ def test_a_real_run_is_killed_and_goes_on(tmp_path: Path) -> None:
             return False
         return any(line["step"] >= STEPS // 3 for line in read_metrics(workdir))
 
-    wait_for(begun, 120)
-    os.kill(process_of(run.pid, "--process-id 1"), signal.SIGKILL)
-    since = time.monotonic()
-    assert run.wait(30) == 128 + signal.SIGKILL
-    assert time.monotonic() - since < 30
+    try:
+        wait_for(begun, 120)
+        os.kill(process_of(run.pid, "--process-id 1"), signal.SIGKILL)
+        since = time.monotonic()
+        assert run.wait(30) == 128 + signal.SIGKILL
+        assert time.monotonic() - since < 30
+    finally:
+        run.terminate()
+        run.wait()
     text = (tmp_path / "log").read_text()
     assert "[process 0] error: process 1 on " in text
     assert "goes on from the newest checkpoint" in text
