@@ -8,7 +8,7 @@ here; on a CPU with ``--quick`` only to see that it runs.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def random(*shape: int) -> Array:
     return jax.random.normal(jax.random.key(sum(shape)), shape, BF16)
 
 
-def with_gradient(name: str, versions: dict[str, Callable[[Array], Array]], x: Array) -> Part:
+def with_gradient(name: str, versions: Mapping[str, Callable[[Array], Array]], x: Array) -> Part:
     """Of functions of one array: their gradient, for a random gradient of their value."""
     g = random(*jax.eval_shape(next(iter(versions.values())), x).shape)
 

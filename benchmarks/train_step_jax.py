@@ -1,7 +1,6 @@
 """Our training step, for `train_step`: as `clip_lite_jax.train` makes it, on batches in memory."""
 
 import json
-import math
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from clip_lite_jax.config import (
     ObjectiveConfig,
     OptimConfig,
 )
+from clip_lite_jax.flops import flops
 from clip_lite_jax.learner import build_learner
 from clip_lite_jax.models import Inputs, Model, build_model
 from clip_lite_jax.optim import build_optimizer
@@ -175,25 +175,7 @@ def forward_flops(case: Case) -> int:
             model.encode_text(params, model_state, inputs.tokens, inputs.mask),
         )
 
-    return _flops(jax.make_jaxpr(forward)(variables, inputs).jaxpr)
-
-
-def _flops(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        kind, outputs = equation.primitive.name, math.prod(equation.outvars[0].aval.shape)
-        shapes = [variable.aval.shape for variable in equation.invars if hasattr(variable, "aval")]
-        if kind == "dot_general":
-            (summed, _), _ = equation.params["dimension_numbers"]
-            total += 2 * outputs * math.prod(shapes[0][axis] for axis in summed)
-        elif kind == "conv_general_dilated":
-            total += 2 * outputs * math.prod(shapes[1][:-1])  # height, width, inputs of a group
-        elif kind == "cond":  # by platform
-            total += max(_flops(branch.jaxpr) for branch in equation.params["branches"])
-        else:
-            inner = [getattr(value, "jaxpr", None) for value in equation.params.values()]
-            total += sum(_flops(getattr(part, "jaxpr", part)) for part in inner if part is not None)
-    return total
+    return flops(jax.jit(forward).trace(variables, inputs))
 
 
 def jitter(size: int, batch: int, hue: bool, calls: int = 20) -> dict[str, Any]:

@@ -25,8 +25,8 @@ import numpy as np
 from clip_lite_jax import train as training
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.config import Config
-from clip_lite_jax.sharding import build_mesh, put_batch
-from clip_lite_jax.train_step import TrainStep
+from clip_lite_jax.sharding import put_batch
+from clip_lite_jax.train_step import Compiled, TrainStep
 from configs.quickstart import get_config
 
 KINDS = ("bare", "ready", "whole")
@@ -51,24 +51,20 @@ class Gate:
         """Of `seconds` of the whole loop, how much the loop waited for its batch."""
         self.step: TrainStep | None = None
         self.state: Any = None
+        self.mesh: Any = None
 
-    def make_train_step(self, *arguments: Any) -> TrainStep:
-        """`train_step.make_train_step`, whose step starts from a copy of the loop's first state."""
-        self.step = step = MAKE_TRAIN_STEP(*arguments)
-
-        def first(state: Any, batch: Any) -> Any:
-            if self.state is None:
-                self.state = jax.tree.map(jnp.copy, state)
-            return step(state, batch)
-
-        return first
+    def compiled(self, *arguments: Any) -> Compiled:
+        """`train_step.compiled`; keeps the step, its mesh, and a copy of the loop's first state."""
+        found = COMPILED(*arguments)
+        _, state, _, self.mesh = arguments
+        self.step, self.state = found.step, jax.tree.map(jnp.copy, state)
+        return found
 
     def train_batches(self, *arguments: Any) -> Iterator[Batch]:
         batches = TRAIN_BATCHES(*arguments)
         ready = [next(batches) for _ in range(READY)]
-        yield from ready  # the step is compiled, and there is a state to copy
-        mesh = build_mesh()
-        on_devices = [put_batch(mesh, batch) for batch in ready]
+        yield from ready  # the step is compiled for the first of them
+        on_devices = [put_batch(self.mesh, batch) for batch in ready]
         for _ in range(self.turns):
             self.seconds["bare"].append(self._bare(on_devices))
             yield from self._turn("ready", itertools.cycle(ready))
@@ -104,7 +100,7 @@ class Gate:
         return seconds
 
 
-MAKE_TRAIN_STEP, TRAIN_BATCHES = training.make_train_step, training.train_batches
+COMPILED, TRAIN_BATCHES = training.compiled, training.train_batches
 
 
 def overhead(config: Config, turns: int, settle: int = 8, steps: int = 20) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def overhead(config: Config, turns: int, settle: int = 8, steps: int = 20) -> di
     )
     with (
         tempfile.TemporaryDirectory() as workdir,
-        mock.patch.object(training, "make_train_step", gate.make_train_step),
+        mock.patch.object(training, "compiled", gate.compiled),
         mock.patch.object(training, "train_batches", gate.train_batches),
         suppress(Over),
     ):

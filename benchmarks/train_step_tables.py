@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pages import table
+from clip_lite_jax.chips import peak_flops
 
-PEAK = {"H100": 989e12, "H200": 989e12}
-"""Products in bfloat16 in a second, of dense matrices, by the vendor's data sheet."""
 COMMAND = "python -m benchmarks.train_step"
 
 
@@ -81,8 +80,9 @@ def _steps(part: dict[str, Any]) -> str:
                 _quartiles(ratio) if ratio else "",
             ]
             if gpu:
+                peak = peak_flops(way["facts"]["device"], record["case"]["dtype"])
                 line += [
-                    f"{flops / seconds / _peak(part):.1%}",
+                    f"{flops / seconds / peak:.1%}" if peak else "",
                     f"{way['facts']['bytes'] / 2**30:.1f}",
                     f"{way['facts']['compile_seconds']:.0f}",
                 ]
@@ -103,10 +103,6 @@ def _is_peer(name: str, way: dict[str, Any]) -> bool:
 
 def _has_flops(way: dict[str, Any]) -> bool:
     return "flops" in way["facts"]
-
-
-def _peak(part: dict[str, Any]) -> float:
-    return next((v for k, v in PEAK.items() if k in part["provenance"]["devices"]), float("nan"))
 
 
 def _parameters(record: dict[str, Any]) -> str:

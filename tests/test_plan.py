@@ -405,5 +405,6 @@ def test_chips_by_what_devices_call_themselves() -> None:
     assert chip_of("TPU v5 lite") == CHIPS["v5e"]
     assert chip_of("TPU v5") == CHIPS["v5p"]
     assert chip_of("NVIDIA H100 80GB HBM3") == CHIPS["H100"]
+    assert chip_of("NVIDIA H200") == CHIPS["H200"]
     assert chip_of("NVIDIA A100-SXM4-40GB") == CHIPS["A100"]
     assert chip_of("cpu") is None
