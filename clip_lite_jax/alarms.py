@@ -44,7 +44,7 @@ def problems(
     if objective == "jsd" and values.get("bound_loss", 1.0) < SMALLEST_LOSS:
         found["saturation"] = (
             f"the critic tells all pairs from their negatives (loss {values['bound_loss']:.2g}) "
-            "and learns nothing more: harder negatives (negatives.name=hard), more data or fewer steps"
+            "and learns nothing more: try harder negatives (negatives.name=hard) or more data"
         )
     temperature = values.get("temperature")
     if temperature is not None and temperature_range is not None:

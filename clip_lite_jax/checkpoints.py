@@ -25,13 +25,13 @@ from jax.experimental import multihost_utils
 from clip_lite_jax._version import __version__
 from clip_lite_jax.config import CheckpointConfig, Config, from_dict, to_dict
 from clip_lite_jax.errors import CheckpointError
+from clip_lite_jax.files import CHECKPOINTS as FOLDER
 from clip_lite_jax.manifest import MANIFEST, numbers_of, problem_of, seal
 from clip_lite_jax.parameter_paths import by_path
 from clip_lite_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 WEIGHTS, OPTIMIZER, META = "weights", "optimizer", "meta"
 
 

@@ -13,10 +13,11 @@ import tqdm
 
 from clip_lite_jax.config import Config, LogConfig, to_dict
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.files import read_json_lines
+from clip_lite_jax.files import METRICS_FILE, read_json_lines
 
-METRICS_FILE = "metrics.jsonl"
 RATE = "images_per_second"
+DATA_WAIT = "data_wait"
+DATA_WAIT_SLOWEST, HOST_OVERHEAD_SLOWEST = "data_wait_slowest", "host_overhead_slowest"
 
 
 class MetricWriter:
@@ -112,7 +113,9 @@ def device_memory() -> dict[str, float]:
 FROM_THE_MACHINE = (
     RATE,
     "step_seconds",
-    "data_wait",
+    DATA_WAIT,
+    DATA_WAIT_SLOWEST,
+    HOST_OVERHEAD_SLOWEST,
     "flops_per_second",
     "mfu",
     "device_memory_gib",
@@ -140,6 +143,7 @@ class Progress:
         self._flops, self._peak = 0.0, 0.0
         self._step_seconds: float | None = None
         self._wait_seconds = self._waited = 0.0
+        self._block_seconds = self._blocked = 0.0
         self._since: float | None = None
 
     def costs(self, flops: float, peak: float | None) -> None:
@@ -149,6 +153,10 @@ class Progress:
     def waited(self, seconds: float) -> None:
         """Counts time spent waiting for the batch of the step to come."""
         self._waited = seconds
+
+    def blocked(self, seconds: float) -> None:
+        """Counts time spent waiting for the devices; it may come several times in a step."""
+        self._blocked += seconds
 
     def restart_clock(self) -> None:
         """Leaves the time until the next step out of the rates."""
@@ -162,8 +170,20 @@ class Progress:
             keep = 0.9 if self._step_seconds is not None else 0.0
             self._step_seconds = keep * (self._step_seconds or 0.0) + (1 - keep) * seconds
             self._wait_seconds = keep * self._wait_seconds + (1 - keep) * self._waited
-        self._since = now
+            self._block_seconds = keep * self._block_seconds + (1 - keep) * self._blocked
+        self._since, self._blocked = now, 0.0
         self._bar.update()
+
+    @property
+    def shares(self) -> tuple[float, float] | None:
+        """Parts of a step in which this process waits for data, and in which it waits for nothing
+        but is busy in Python (host overhead); None before there are rates."""
+        if not self._step_seconds:
+            return None
+        data, devices = (
+            seconds / self._step_seconds for seconds in (self._wait_seconds, self._block_seconds)
+        )
+        return data, max(1 - data - devices, 0.0)
 
     def rates(self, loss: float) -> dict[str, float]:
         """What changes with the machine; shows the most important on the bar.
@@ -177,7 +197,7 @@ class Progress:
         rates = {
             RATE: self.batch_size / self._step_seconds,
             "step_seconds": self._step_seconds,
-            "data_wait": self._wait_seconds / self._step_seconds,
+            DATA_WAIT: self._wait_seconds / self._step_seconds,
         }
         if self._flops:
             rates["flops_per_second"] = self._flops / self._step_seconds
@@ -185,7 +205,7 @@ class Progress:
             rates["mfu"] = rates["flops_per_second"] / self._peak
         rates |= device_memory()
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates['data_wait']:.0%}",
+            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates[DATA_WAIT]:.0%}",
             refresh=False,
         )
         return rates

@@ -20,7 +20,11 @@ BACKWARD = "jit(step)/transpose(jvp(DualEncoder))"
     [
         ("all-reduce", [f"{BACKWARD}/image_encoder/norm/reduce_sum"], "gradients of image_encoder"),
         ("reduce-scatter", [f"{BACKWARD}/critic.project_text/dot"], "gradients of critic"),
-        ("all-reduce", ["jit(step)/jvp(DualEncoder)/image_encoder/bn"], "statistics of image_encoder"),
+        (
+            "all-reduce",
+            ["jit(step)/jvp(DualEncoder)/image_encoder/bn"],
+            "statistics of image_encoder",
+        ),
         ("all-gather", ["state.params['text_prior']['x']"], "parameters of text_prior"),
         (
             "all-gather",
