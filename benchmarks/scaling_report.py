@@ -190,14 +190,18 @@ LINES = (
 """Label, method, colour, marker.  The others lie upon these, or send nothing."""
 
 
+DECADES = 100
+"""The least that an axis spans, as a factor."""
+
+
 def plot(results: dict[str, Any]) -> Figure:
     """Sent and held against devices, for the loss alone and for whole steps."""
     rows = next((part["rows"] for part in results.values()), {"loss": 0, "step": 0})
     figure = Figure(figsize=(12, 9), layout="constrained")
     panels = figure.subplots(2, 2)
     titles = {
-        "loss": f"of the loss alone, {rows['loss']:,} pairs on each device",
-        "step": f"of a whole training step, {rows['step']:,} pairs on each device",
+        "loss": f"The loss alone, {rows['loss']:,} pairs on each device",
+        "step": f"A whole training step, {rows['step']:,} pairs on each device",
     }
     for (left, right), (what, title) in zip(panels, titles.items(), strict=True):
         for target in ("tpu", "cpu"):
@@ -207,8 +211,8 @@ def plot(results: dict[str, Any]) -> Figure:
                 _draw(right, part, what, target, line, held)
             if what == "step":
                 _draw_gradients(left, part, target)
-        _label(left, f"Sent by each device: {title}")
-        _label(right, f"Temporary memory of each device: {title}")
+        _label(left, title, "sent by each device")
+        _label(right, title, "temporary memory of each device")
     _legend(figure)
     return figure
 
@@ -272,9 +276,15 @@ def _legend(figure: Figure) -> None:
     )
 
 
-def _label(axes: Axes, title: str) -> None:
-    axes.set_title(title, color=LIGHT.ink, fontsize=11, loc="left")
+def _label(axes: Axes, title: str, y: str) -> None:
+    axes.set_title(title, color=LIGHT.ink, fontsize=11.5, loc="left")
     axes.set_xlabel("devices", color=LIGHT.muted, fontsize=11)
+    axes.set_ylabel(y, color=LIGHT.muted, fontsize=11)
+    axes.set_xlim(0.85, 300)
+    low, high = axes.get_ylim()
+    if high < DECADES * low:  # or what is flat would look steep
+        middle = (low * high) ** 0.5
+        axes.set_ylim(middle / DECADES**0.5, middle * DECADES**0.5)
     axes.xaxis.set_major_locator(FixedLocator([2**n for n in range(9)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

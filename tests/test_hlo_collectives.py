@@ -63,7 +63,7 @@ def test_purposes_by_name(kind: str, names: list[str], purpose: str) -> None:
     assert purpose_of(kind, names) == purpose
 
 
-TPU_PROGRAM = r"""
+TPU_PROGRAM = """
 HloModule made_by_hand
 
 %add (left: f32[], right: f32[]) -> f32[] {
@@ -85,7 +85,7 @@ to_apply=%add
 }
 
 ENTRY %main (p: f32[4,16], x: f32[8,16], y: f32[]) -> f32[8,16] {
-  %p = f32[4,16]{1,0} parameter(0), metadata={op_name="state.params[\'critic\'][\'kernel\']"}
+  %p = f32[4,16]{1,0} parameter(0), metadata={op_name="state.params[\\'critic\\'][\\'kernel\\']"}
   %x = f32[8,16]{1,0} parameter(1)
   %y = f32[] parameter(2)
   %copy = f32[4,16]{1,0} copy(%p)
