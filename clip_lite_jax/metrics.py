@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
 import tensorboardX
 import tqdm
 
@@ -15,10 +16,7 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.files import METRICS_FILE, read_json_lines
 
 RATE = "images_per_second"
-DATA_WAIT = "data_wait"
 DATA_WAIT_SLOWEST, HOST_OVERHEAD_SLOWEST = "data_wait_slowest", "host_overhead_slowest"
-FROM_THE_CLOCK = (RATE, DATA_WAIT, DATA_WAIT_SLOWEST, HOST_OVERHEAD_SLOWEST)
-"""What differs between equal runs."""
 
 
 class MetricWriter:
@@ -100,6 +98,31 @@ def _wandb(workdir: Path, config: Config) -> Any:
     )
 
 
+def device_memory() -> dict[str, float]:
+    """GiB that are in use on this process's fullest device, now and at most; nothing on CPUs."""
+    found = [device.memory_stats() or {} for device in jax.local_devices()]
+    names = {"device_memory_gib": "bytes_in_use", "device_memory_peak_gib": "peak_bytes_in_use"}
+    return {
+        name: max(stats[key] for stats in found) / 2**30
+        for name, key in names.items()
+        if all(key in stats for stats in found)
+    }
+
+
+FROM_THE_MACHINE = (
+    RATE,
+    "step_seconds",
+    "data_wait",
+    DATA_WAIT_SLOWEST,
+    HOST_OVERHEAD_SLOWEST,
+    "flops_per_second",
+    "mfu",
+    "device_memory_gib",
+    "device_memory_peak_gib",
+)
+"""Numbers in which two equal runs differ."""
+
+
 class Progress:
     """A progress bar with images/s, the share of time spent waiting for data, and the time left.
 
@@ -116,10 +139,15 @@ class Progress:
             mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
             dynamic_ncols=True,
         )
+        self._flops, self._peak = 0.0, 0.0
         self._step_seconds: float | None = None
         self._wait_seconds = self._waited = 0.0
         self._block_seconds = self._blocked = 0.0
         self._since: float | None = None
+
+    def costs(self, flops: float, peak: float | None) -> None:
+        """A step takes so many FLOPs of a device, which makes at most so many a second."""
+        self._flops, self._peak = flops, peak or 0.0
 
     def waited(self, seconds: float) -> None:
         """Counts time spent waiting for the batch of the step to come."""
@@ -157,15 +185,26 @@ class Progress:
         return data, max(1 - data - devices, 0.0)
 
     def rates(self, loss: float) -> dict[str, float]:
-        """Current images/s and data-wait share; shows them on the bar."""
+        """What changes with the machine; shows the most important on the bar.
+
+        ``images_per_second`` of all devices; ``step_seconds``; ``data_wait``, the share of it;
+        ``flops_per_second`` and ``mfu``, of the products on each device, and as a share of what it
+        can do where that is known; ``device_memory_gib`` and its peak, of the fullest one.
+        """
         if self._step_seconds is None:
             return {}
         rates = {
             RATE: self.batch_size / self._step_seconds,
-            DATA_WAIT: self._wait_seconds / self._step_seconds,
+            "step_seconds": self._step_seconds,
+            "data_wait": self._wait_seconds / self._step_seconds,
         }
+        if self._flops:
+            rates["flops_per_second"] = self._flops / self._step_seconds
+        if self._flops and self._peak:
+            rates["mfu"] = rates["flops_per_second"] / self._peak
+        rates |= device_memory()
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates[DATA_WAIT]:.0%}",
+            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates['data_wait']:.0%}",
             refresh=False,
         )
         return rates

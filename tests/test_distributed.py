@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 from conftest import FLAGS, tiny_config, tiny_model, write_pairs
 
+from clip_lite_jax.apps.status import status
+from clip_lite_jax.apps.status_text import describe
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, OptimConfig, to_dict
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.files import read_json_lines
 from clip_lite_jax.inference import load
-from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 
 STEPS, SAVED_EVERY = 20, 5
 HOST = socket.gethostname()
@@ -205,8 +207,8 @@ def drawn(workdir: Path) -> dict[int, Any]:
 
 def logged(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock measured."""
-    timed = {"images_per_second", "data_wait"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir)]
+    lines = list(read_metrics(workdir))
+    return [{k: v for k, v in line.items() if k not in FROM_THE_MACHINE} for line in lines]
 
 
 def assert_same(one: Path, other: Path, tolerance: float) -> None:
@@ -246,6 +248,20 @@ def test_two_processes_are_one_in_float64_with_adamw(
 def test_two_processes_are_one_in_float32_with_sgd(two_processes: Path, tmp_path: Path) -> None:
     config = two_processes.parent / "config.py"
     assert_same(train(tmp_path, config, 1), two_processes, 1e-6)
+
+
+def test_the_slowest_process_is_told_at_every_evaluation(two_processes: Path) -> None:
+    told = [line for line in read_metrics(two_processes) if "data_wait_slowest" in line]
+    assert [line["step"] for line in told] == [10, 20]  # at step 0 there is no rate yet
+    own = {
+        line["step"]: line["data_wait"] for line in read_metrics(two_processes) if "loss" in line
+    }
+    for line in told:  # at least that of process 0, whose rate the step before has
+        assert line["data_wait_slowest"] >= own[line["step"]] - 1e-6
+        assert 0 <= line["host_overhead_slowest"] <= 1
+    found = status(two_processes)
+    assert (found["processes"], found["devices"]["count"], found["verdict"]) == (2, 4, "finished")
+    assert "4 × cpu in 2 processes" in describe(found)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(two_processes: Path, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from conftest import tiny_config
 
 from clip_lite_jax import cli
 from clip_lite_jax.apps.plan import Request, environment, plan
-from clip_lite_jax.apps.plan_chips import CHIPS, chip_of
 from clip_lite_jax.apps.plan_process import build_target, make_plan
 from clip_lite_jax.apps.plan_program import Work, estimate, memory_refused
 from clip_lite_jax.apps.plan_search import changed, changes, largest_batch
 from clip_lite_jax.apps.plan_step import abstract_step, vocabulary
+from clip_lite_jax.chips import CHIPS, chip_of
 from clip_lite_jax.config import NegativesConfig, ObjectiveConfig, OptimConfig, load_config
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.errors import ConfigError

@@ -406,6 +406,21 @@ def test_what_was_skipped_and_what_is_new_in_the_metrics(alive: Path) -> None:
     assert "loss          0.5" in text
 
 
+def test_alarms_that_hold(alive: Path) -> None:
+    with (alive / "metrics.jsonl").open("a") as file:
+        for step in range(10, 40):
+            spread = {
+                "image_spread": 0.5 if step < 20 else 0.001,
+                "text_spread": 0.001 * (step % 2),
+            }
+            file.write(json.dumps({"step": step, "loss": 0.7, "data_wait_slowest": 0.4} | spread))
+            file.write("\n")
+    text = " ".join(describe(status(alive)).split())
+    assert "alarm all images have nearly the same embedding" in text
+    assert "all texts" not in text  # not at every step
+    assert "slowest process: waits for data 40% of a step" in text
+
+
 @pytest.mark.parametrize(
     ("losses", "direction"),
     [

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clip_lite_jax.apps.plan_chips import Chip
 from clip_lite_jax.apps.plan_step import AbstractStep, abstract_step
+from clip_lite_jax.chips import Chip
 from clip_lite_jax.config import Config
 from clip_lite_jax.hlo import matmul_flops, traffic
 from clip_lite_jax.hlo_memory import bytes_moved

@@ -44,6 +44,14 @@ TOPOLOGIES = ("v4:2x2x1", "v5e:2x4", "v5e:16x16", "v5p:2x2x1", "v6e:2x4")
 """Examples; `check_topology` says what else is one."""
 
 
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Operations a second at best, of products in `dtype`; None for what is not in the table."""
+    chip = chip_of(device_kind)
+    if chip is None:
+        return None
+    return 1e12 * (chip.bfloat16_tflops if dtype == "bfloat16" else chip.float32_tflops)
+
+
 def chip_of(device_kind: str) -> Chip | None:
     """The chip of a device; None for CPUs and for what is not in the table."""
     if device_kind in KINDS:
