@@ -167,12 +167,6 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
     return run
 
 
-def _step_evaluated(checkpoints: Checkpoints) -> int | None:
-    """The step that a run goes on from, evaluated before it was saved unless it was in a hurry."""
-    own = checkpoints.latest_step()
-    return own if own is not None and checkpoints.meta(own).evaluated else None
-
-
 def _compiled(
     run: Run, train_step: TrainStep, state: TrainState, batch: Any, progress: Progress
 ) -> TrainStep:
@@ -190,6 +184,12 @@ def _compiled(
         found.temporaries / 2**30,
     )
     return found.step
+
+
+def _step_evaluated(checkpoints: Checkpoints) -> int | None:
+    """The step that a run goes on from, evaluated before it was saved unless it was in a hurry."""
+    own = checkpoints.latest_step()
+    return own if own is not None and checkpoints.meta(own).evaluated else None
 
 
 def _evaluated(evaluators: Mapping[str, Evaluator], fns: EncodeFns) -> dict[str, float]:
