@@ -171,7 +171,8 @@ def test_a_run_that_is_finished(
     assert [one["step"] for one in found["checkpoints"]] == [4, 2]
     assert all(one["sealed"] and one["bytes"] > 1000 for one in found["checkpoints"])
     (done / "results.json").unlink()
-    assert "the same command evaluates on test data" in told(done, capsys)[1].replace("\n", " ")
+    text = " ".join(told(done, capsys)[1].split())
+    assert "There is no results.json of this step; the same command evaluates on test data" in text
 
 
 def test_a_run_that_was_asked_to_end_and_one_that_fails(
@@ -311,7 +312,7 @@ def test_a_loop_that_hangs(alive: Path) -> None:
     found = status(alive)
     assert (found["verdict"], found["exit_status"]) == ("stalled", 3)
     assert f"kill -9 {os.getpid()}" in found["next"]
-    assert "was training; the last sign of it 27 h 46 min ago" in describe(found)
+    assert "was training; the last sign of it 27 h 47 min ago" in describe(found)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_a_run_of_a_version_without_the_file(done: Path) -> None:
     os.utime(done / "metrics.jsonl", (time.time() - 9999,) * 2)
     found = status(done)
     assert (found["verdict"], found["exit_status"]) == ("silent", 3)
-    assert "not known: no status.json; its files last changed 2 h 46 min ago" in describe(found)
+    assert "not known: no status.json; its files last changed 2 h 47 min ago" in describe(found)
     assert found["next"] == "See its log. If it does not run: the same command goes on from step 4."
 
 
@@ -404,6 +405,21 @@ def test_what_was_skipped_and_what_is_new_in_the_metrics(alive: Path) -> None:
     assert "skipped       3 examples (skipped.jsonl), 2 steps that were not finite" in text
     assert "MFU 41.2%, 55.30 GiB of a device" in " ".join(text.split())
     assert "loss          0.5" in text
+
+
+def test_alarms_that_hold(alive: Path) -> None:
+    with (alive / "metrics.jsonl").open("a") as file:
+        for step in range(10, 40):
+            spread = {
+                "image_spread": 0.5 if step < 20 else 0.001,
+                "text_spread": 0.5 * (step % 2),
+            }
+            file.write(json.dumps({"step": step, "loss": 0.7, "data_wait_slowest": 0.4} | spread))
+            file.write("\n")
+    text = " ".join(describe(status(alive)).split())
+    assert "alarm all images have nearly the same embedding" in text
+    assert "all texts" not in text  # not at every step
+    assert "slowest process: waits for data 40% of a step" in text
 
 
 @pytest.mark.parametrize(

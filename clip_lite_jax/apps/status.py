@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_lite_jax import status as written
+from clip_lite_jax.alarms import PATIENCE, problems
 from clip_lite_jax.apps import status_files as files
 from clip_lite_jax.apps.status_files import Fields, iso
 from clip_lite_jax.errors import CheckpointError
@@ -95,6 +96,7 @@ def status(workdir: Path, verify: bool = False) -> dict[str, Any]:
         "folder": run.text("folder"),
         "training": numbers,
         "loss": files.trend(lines),
+        "alarms": _alarms(config, lines),
         "evaluation": _evaluation(run, lines),
         "results": _results(workdir),
         "checkpoints": saved,
@@ -162,8 +164,10 @@ def _step(run: Fields, numbers: dict[str, float], saved: list[dict[str, Any]]) -
 
 
 def _step_seconds(config: Fields, numbers: dict[str, float]) -> float | None:
+    if numbers.get("step_seconds", 0.0) > 0:
+        return numbers["step_seconds"]
     rate, batch = numbers.get("images_per_second", 0.0), config.count("batch_size")
-    return batch / rate if batch and rate > 0 else None
+    return batch / rate if batch and rate > 0 else None  # older versions say no more
 
 
 def _seconds_left(found: dict[str, Any], config: Fields, pace: Pace) -> float | None:
@@ -174,6 +178,19 @@ def _seconds_left(found: dict[str, Any], config: Fields, pace: Pace) -> float | 
     every = config.count("eval", "every") or steps
     evaluations = max(-(-steps // every) - step // every, 0)
     return max(steps - step, 0) * pace.step + evaluations * (pace.evaluation or 0.0)
+
+
+def _alarms(config: Fields, lines: list[dict[str, float]]) -> list[str]:
+    """What the log warns of, where it still holds."""
+    logged = [line for line in lines if "loss" in line][-PATIENCE:]
+    if len(logged) < PATIENCE:
+        return []
+    limits = config.get("model", "critic", "options", "temperature_range")
+    pair = limits if isinstance(limits, list) else []
+    low, high = [*map(files.finite, pair), None, None][:2]
+    limited = (low, high) if low and high else None
+    found = [problems(line, config.text("objective", "name"), limited) for line in logged]
+    return [text for name, text in found[-1].items() if all(name in one for one in found)]
 
 
 def _evaluation(run: Fields, lines: list[dict[str, float]]) -> dict[str, Any] | None:

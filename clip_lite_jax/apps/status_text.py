@@ -128,14 +128,23 @@ def _training(found: dict[str, Any]) -> Iterable[Row]:
         for name, text in (
             ("images_per_second", "{:,.4g} images/s"),
             ("data_wait", "data wait {:.0%}"),
-            ("data_wait_slowest", "(slowest process {:.0%})"),
             ("mfu", "MFU {:.1%}"),
             ("device_memory_gib", "{:.2f} GiB of a device"),
         )
         if name in now
     ]
     if speed:
-        yield "speed", ", ".join(speed).replace(", (", " (")
+        yield "speed", ", ".join(speed)
+    if "data_wait_slowest" in now:
+        yield (
+            "slowest",
+            (
+                f"process: waits for data {now['data_wait_slowest']:.0%} of a step, busy in Python "
+                f"{now.get('host_overhead_slowest', 0):.0%}"
+            ),
+        )
+    for alarm in found["alarms"]:
+        yield "alarm", alarm
 
 
 def _evaluation(found: dict[str, Any], which: str) -> Iterable[Row]:
