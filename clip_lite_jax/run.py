@@ -202,13 +202,19 @@ def restore_or_init(
     if step is not None:
         check_same_data(run, checkpoints.meta(step))
         state, optimizer = run.init_state({})
-        return checkpoints.restore(step, state), optimizer
+        state = checkpoints.restore(step, state)
+        log.info("restored checkpoint %d of %s", step, run.workdir)
+        return state, optimizer
     config = run.config
     if config.resume_from is not None:
         state, optimizer = run.init_state({})
-        return resumed(config, state), optimizer
+        state = resumed(config, state)
+        log.info("restored checkpoint %d of %s, to go on from", state.step, config.resume_from)
+        return state, optimizer
     if config.init_from is not None:
-        return run.init_state(weights_of(config.init_from, run.model))
+        begun = run.init_state(weights_of(config.init_from, run.model))
+        log.info("the run begins with the weights of %s", config.init_from)
+        return begun
     return run.init_state(load_towers(run.model, config.model))
 
 

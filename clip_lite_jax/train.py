@@ -100,7 +100,7 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
         *pieces_of_process(run.mesh),
         config.accumulate,
     )
-    writer = MetricWriter(workdir, config, start, run.is_writer)
+    writer = MetricWriter(workdir, config, start, run.is_writer, evaluated == start)
     progress = Progress(start, config.steps, config.batch_size, run.is_writer)
     pending = PendingMetrics(
         config,
@@ -133,6 +133,7 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
                 status.enter(EVALUATING)
                 numbers = _evaluated(evaluators, bind(state.eval_params, state.model_state))
                 writer.write(step, numbers | slowest(progress))
+                checkpoints.look_for_best(numbers)
                 progress.restart_clock()
             if (last or stop or checkpoints.due(step)) and step > start:
                 pending.write_all()  # a state that is not finite is noticed before it is saved
