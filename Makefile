@@ -9,7 +9,7 @@ LIBTPU := .work/libtpu
 BUCKETS := .work/buckets
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs encoders input-pipeline one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs scaling encoders input-pipeline one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -25,6 +25,9 @@ compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds 
 
 costs: $(VENV)/installed  ## what negatives cost in time, memory and traffic (an hour)
 	$(BIN)/python -m benchmarks.objectives
+
+scaling: $(VENV)/installed $(LIBTPU)/installed  ## what devices send and hold, for up to 256 TPU chips that need not be there (half an hour)
+	TPU_LIBRARY_PATH=$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.scaling
 
 encoders: .venv-peers/installed $(VENV)/installed  ## a step of the encoders beside PyTorch's (half an hour)
 	$(BIN)/python -m benchmarks.encoders

@@ -30,6 +30,7 @@ CHIPS: dict[str, Chip] = {
     "v6e": Chip(32, 918, 918, 1640, 448, f"{_TPU}/v6e"),
     # Links: NVLink, half of what is published for both directions.
     "H100": Chip(80, 989, 495, 3350, 450, f"{_NVIDIA}/h100, SXM, dense"),
+    "H200": Chip(141, 989, 495, 4800, 450, f"{_NVIDIA}/h200, SXM, dense"),
     "A100": Chip(80, 312, 156, 2039, 300, f"{_NVIDIA}/a100, SXM 80 GB, dense"),
     # Links: PCIe.  The T4 has no bfloat16: it computes in float32.
     "T4": Chip(16, 8.1, 8.1, 320, 16, f"{_NVIDIA}/tesla-t4"),

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from conftest import FLAGS, tiny_config, tiny_model, write_pairs
 
+from clip_lite_jax.apps.status import status as status_of
+from clip_lite_jax.apps.status_text import describe
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, OptimConfig, to_dict
 from clip_lite_jax.data.bad_examples import BadExamples
@@ -24,7 +26,7 @@ from clip_lite_jax.data.pipeline import _order
 from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.files import read_json_lines
 from clip_lite_jax.inference import load
-from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 
 STEPS, SAVED_EVERY = 20, 5
 HOST = socket.gethostname()
@@ -206,8 +208,8 @@ def drawn(workdir: Path) -> dict[int, Any]:
 
 def logged(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock measured."""
-    timed = {"images_per_second", "data_wait"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir)]
+    lines = list(read_metrics(workdir))
+    return [{k: v for k, v in line.items() if k not in FROM_THE_MACHINE} for line in lines]
 
 
 def assert_same(one: Path, other: Path, tolerance: float) -> None:
@@ -230,11 +232,25 @@ def test_float64_adamw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert_same(one, two, 1e-9)
 
 
+def assert_the_slowest_is_told(workdir: Path) -> None:
+    lines = list(read_metrics(workdir))
+    told = [line for line in lines if "data_wait_slowest" in line]
+    assert [line["step"] for line in told] == [10, 20]  # at step 0 there is no rate yet
+    own = {line["step"]: line["data_wait"] for line in lines if "loss" in line}
+    for line in told:  # process 0 has logged what it has gathered
+        assert line["data_wait_slowest"] >= own[line["step"]] - 1e-6
+        assert 0 <= line["host_overhead_slowest"] <= 1
+    found = status_of(workdir)
+    assert (found["processes"], found["devices"]["count"], found["verdict"]) == (2, 4, "finished")
+    assert "4 × cpu in 2 processes" in describe(found)
+
+
 def test_float32_sgd_killed_or_not(tmp_path: Path) -> None:
     """Of a third run first process 1 is killed, then the coordinator; its third start ends."""
     config = write_config(tmp_path, sgd(write_pairs(tmp_path / "pairs")))
     one, two = (train(tmp_path, config, processes) for processes in (1, 2))
     assert_same(one, two, 1e-6)
+    assert_the_slowest_is_told(two)
 
     workdir = tmp_path / "killed"
     for killed, last in ((1, 7), (0, 13)):
@@ -250,6 +266,7 @@ def test_float32_sgd_killed_or_not(tmp_path: Path) -> None:
         assert reason.startswith(
             f"[process {1 - killed}] error: process {killed} on {HOST} ended without a word"
         )
+        assert status_of(workdir)["verdict"] in ("died", "failed")
     with Processes(tmp_path, command(["-c", WATCHED], config, workdir, 2)) as running:
         assert running.wait() == (0, 0), running.texts()
     first, second = running.texts()
