@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
+SCRIPTS = ("local.sh", "tpu_vm.sh", "slurm.sh", "gke_jobset.sh")
 GOLDEN = Path(__file__).parent / "golden"
 
 AWKWARD = [
@@ -98,3 +99,45 @@ class Recorded:
         """The words of every call, and what it was given on its standard input."""
         lines = map(json.loads, self.calls.read_text().splitlines())
         return [([name, *words], told) for name, words, told in lines]
+
+
+ASKED_FOR = [*TRAINING, *AWKWARD, *REST]
+ARGUMENTS = [*TRAINING, *AWKWARD, *REST[1:]]  # as the training command gets them
+
+TPU = ["--name=my-tpu", "--zone=us-central1-a"]
+SLICES = [*TPU, "--project=mine", "--accelerator=v4-16", "--slices=2", "--spot"]
+JOB = ["--name=run-1", "--image=europe-docker.pkg.dev/mine/images/clip_lite_jax:tpu"]
+TPU_JOB = [*JOB, "--tpu=tpu-v5-lite-podslice", "--topology=4x4", "--slices=2", "--spot"]
+SETTINGS = ["--service_account=trainer", "--secret=wandb", "--queue=team", "--env=NOTE=a: $(b) 'c'"]
+GPUS = ["--nodes=2", "--gpus_per_node=4", "--cpus_per_task=8", "--time=1-00:00:00"]
+
+CASES: dict[str, list[str]] = {
+    "local": ["local.sh", "2", "--devices=3", "--port=12345", "--python=python", *ASKED_FOR],
+    "local_one": ["local.sh", "1", "--python=my python", "--port=1", *TRAINING],
+    "tpu_vm_create": ["tpu_vm.sh", "create", *TPU, "--create_flag=--network=a b", "--queued"],
+    "tpu_vm_setup": ["tpu_vm.sh", "setup", *TPU],
+    "tpu_vm_run": ["tpu_vm.sh", "run", *TPU, *ASKED_FOR],
+    "tpu_vm_run_slices": ["tpu_vm.sh", "run", *SLICES, "--delete_when_done", *ASKED_FOR],
+    "tpu_vm_status": ["tpu_vm.sh", "status", *TPU],
+    "tpu_vm_logs": ["tpu_vm.sh", "logs", *TPU, "--lines=5"],
+    "tpu_vm_stop": ["tpu_vm.sh", "stop", *TPU],
+    "tpu_vm_delete": ["tpu_vm.sh", "delete", *SLICES],
+    "slurm_gpus": [
+        *("slurm.sh", *GPUS, "--partition=gpu", "--account=us", "--sbatch=--qos=long"),
+        *("--warning=300", "--python=/opt/my env/bin/python", *ASKED_FOR),
+    ],
+    "slurm_cpus": ["slurm.sh", "--python=python3", *TRAINING],
+    "gke_jobset_tpu": ["gke_jobset.sh", "submit", *TPU_JOB, *SETTINGS, *ASKED_FOR],
+    "gke_jobset_gpu": [
+        *("gke_jobset.sh", "submit", *JOB, "--gpu=nvidia-l4", "--hosts=2", "--gpus_per_host=1"),
+        *("--namespace=team", *ASKED_FOR),
+    ],
+    "gke_jobset_status": ["gke_jobset.sh", "status", "--name=run-1", "--namespace=team"],
+    "gke_jobset_logs": ["gke_jobset.sh", "logs", "--name=run-1", "--lines=7"],
+    "gke_jobset_delete": ["gke_jobset.sh", "delete", "--name=run-1"],
+}
+
+
+def dry(case: str) -> str:
+    script, *words = CASES[case]
+    return printed(script, "--dry_run", *words)
