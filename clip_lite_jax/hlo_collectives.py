@@ -45,7 +45,7 @@ class Collective:
 def collectives(program: str) -> list[Collective]:
     """What a device sends when the program runs once, the most first.
 
-    Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of`` a batch,
+    Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of``, and
     ``activations of`` what was split otherwise, ``negatives``, ``gradients of negatives``, ``sums``
     of losses, metrics and norms, and ``other``.
     """
