@@ -45,8 +45,8 @@ class Collective:
 def collectives(program: str) -> list[Collective]:
     """What a device sends when the program runs once, the most first.
 
-    Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of``
-    batches, ``activations of`` what was split otherwise, ``negatives``, ``gradients of negatives``, ``sums``
+    Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of``, and
+    ``activations of`` what was split otherwise, ``negatives``, ``gradients of negatives``, ``sums``
     of losses, metrics and norms, and ``other``.
     """
     reader = _Reader(parse(program))
