@@ -11,7 +11,7 @@ import itertools
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -25,13 +25,14 @@ from jax.experimental import multihost_utils
 from clip_lite_jax._version import __version__
 from clip_lite_jax.config import CheckpointConfig, Config, from_dict, to_dict
 from clip_lite_jax.errors import CheckpointError
-from clip_lite_jax.manifest import MANIFEST, numbers_of, problem_of, seal
+from clip_lite_jax.files import CHECKPOINTS as FOLDER
+from clip_lite_jax.manifest import MANIFEST, problem_of, seal
 from clip_lite_jax.parameter_paths import by_path
+from clip_lite_jax.retention import delete_all_but, folders_of_steps, kept, sealed
 from clip_lite_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 WEIGHTS, OPTIMIZER, META = "weights", "optimizer", "meta"
 
 
@@ -68,13 +69,7 @@ class Meta:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has finished a checkpoint, in whatever state it is now."""
-    return any((path / MANIFEST).exists() for path in _folders(workdir / FOLDER))
-
-
-def _folders(folder: Path) -> list[Path]:
-    """The folders of steps, in their order."""
-    paths = [path for path in folder.glob("*") if path.name.isdigit()]
-    return sorted(paths, key=lambda path: int(path.name))
+    return any((path / MANIFEST).exists() for path in folders_of_steps(workdir / FOLDER))
 
 
 ATTEMPTS = 10
@@ -107,6 +102,7 @@ class Checkpoints:
         self._failed: Exception | None = None
         self._failures = 0
         self._last_try = monotonic()
+        self._told_of_best = False
 
     @classmethod
     def open(cls, workdir: Path) -> "Checkpoints":
@@ -121,20 +117,34 @@ class Checkpoints:
         """The step of the newest checkpoint that is whole."""
         return self._newest
 
+    def look_for_best(self, numbers: Mapping[str, float]) -> None:
+        """Says so, once, where an evaluation does not have the number that `best` names."""
+        best = self._config.best
+        if best is None or best in numbers or self._told_of_best or jax.process_index() > 0:
+            return
+        self._told_of_best = True
+        log.warning(
+            "checkpoint.best=%r: the evaluation has no such number, so no checkpoint is the best; "
+            "there are %s",
+            best,
+            ", ".join(sorted(numbers)) or "none at all",
+        )
+
     def due(self, step: int) -> bool:
         """Whether it is time: every so many steps, every so many minutes, or again after a failure.
 
         The same in all processes.
         """
+        passed = monotonic() - self._last_try
+        alone = jax.process_count() == 1  # several end where one of them fails
+        if alone and (self._failures or self._failed is not None):
+            return passed >= RETRY_SECONDS
         if step % self._config.every == 0:
             return True
-        passed = monotonic() - self._last_try
-        if self._failures or self._failed is not None:  # of one process alone: several end
-            return passed >= RETRY_SECONDS
         if self._config.minutes is None:
             return False
         late = passed >= 60 * self._config.minutes
-        if jax.process_count() == 1:
+        if alone:
             return late
         if step % CLOCK_STEPS:
             return False
@@ -149,26 +159,30 @@ class Checkpoints:
           CheckpointError: it failed too often; or at all, in a run of several processes, which
             can go on from the one before in the same way.
         """
+        with self._told("now"):
+            self.wait()  # for the one before, that is written in the background
         while True:
-            try:
+            with self._told(f"in {RETRY_SECONDS:.0f} s"):
                 self.save(state, meta, numbers)
                 if wait:
                     self.wait()
                 return
-            except CheckpointError as error:
-                self._failures += 1
-                if self._failures >= ATTEMPTS or jax.process_count() > 1:
-                    raise
-                log.error(
-                    "%s; training goes on in memory, attempt %d of %d follows in %.0f s",
-                    error,
-                    self._failures + 1,
-                    ATTEMPTS,
-                    RETRY_SECONDS,
-                )
             if not wait:
                 return
             sleep(RETRY_SECONDS)
+
+    @contextlib.contextmanager
+    def _told(self, again: str) -> Iterator[None]:
+        """Counts and logs a failure, and that there is another attempt; or raises it."""
+        try:
+            yield
+        except CheckpointError as error:
+            self._failures += 1
+            if self._failures >= ATTEMPTS or jax.process_count() > 1:
+                raise
+            number = self._failures + 1
+            message = "%s; training goes on in memory, attempt %d of %d follows %s"
+            log.error(message, error, number, ATTEMPTS, again)
 
     def save(
         self, state: TrainState, meta: Meta, numbers: Mapping[str, float] | None = None
@@ -214,7 +228,7 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
                 seal(self._folder / str(step), numbers)
-                _delete_all_but(_kept(_sealed(self._folder), self._config), self._folder)
+                delete_all_but(kept(sealed(self._folder), self._config), self._folder)
             self._newest, self._failures = step, 0
         except Exception as error:  # for the main thread
             self._failed = error
@@ -305,37 +319,6 @@ def _build_checkpointer() -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
-def _sealed(folder: Path) -> dict[int, dict[str, float]]:
-    """The steps that are sealed, in their order, and the numbers of their evaluations."""
-    paths = [path for path in _folders(folder) if (path / MANIFEST).exists()]
-    return {int(path.name): numbers_of(path) for path in paths}
-
-
-def _kept(steps: Mapping[int, Mapping[str, float]], config: CheckpointConfig) -> set[int]:
-    """Those of the `steps`, in their order, that stay: the newest, the best, and every so many."""
-    kept = set(list(steps)[-config.keep :])
-    if config.keep_every is not None:
-        kept |= {step for step in steps if step % config.keep_every == 0}
-    if config.best is not None:
-        sign = 1 if config.best_is == "highest" else -1
-        values = {
-            step: sign * numbers[config.best]
-            for step, numbers in steps.items()
-            if config.best in numbers
-        }
-        if values:
-            kept.add(max(values, key=lambda step: (values[step], step)))
-    return kept
-
-
-def _delete_all_but(kept: set[int], folder: Path) -> None:
-    for path in _folders(folder):
-        if int(path.name) not in kept:
-            # Without it what a kill leaves of the rest does not count.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
-
-
 def _newest_sound(folder: Path, read_only: bool) -> int | None:
     """The newest step that is as it was when it was sealed; None where there is no checkpoint.
 
@@ -360,21 +343,21 @@ def _look_for_newest(folder: Path, read_only: bool) -> int:
     if not read_only:
         for path in folder.glob("*.orbax-checkpoint-tmp*"):  # of a save that was cut short
             shutil.rmtree(path)
-    sealed = []
-    for path in _folders(folder):
+    finished = []
+    for path in folders_of_steps(folder):
         if (path / MANIFEST).exists():
-            sealed.append(path)
+            finished.append(path)
         elif not read_only:
             log.warning("checkpoint %s was not finished, and is not used", path)
             path.rename(_unused(path))
-    for path in reversed(sealed):
+    for path in reversed(finished):
         problem = problem_of(path)
         if not problem:
             return int(path.name)
         log.error("checkpoint %s is not used: %s", path, problem)
-        if not read_only and path != sealed[0]:
+        if not read_only and path != finished[0]:
             path.rename(_unused(path))
-    return ALL_DAMAGED if sealed else NONE
+    return ALL_DAMAGED if finished else NONE
 
 
 def _unused(path: Path) -> Path:

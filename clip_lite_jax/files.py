@@ -1,6 +1,7 @@
 """The small files of a run: written whole or not at all, read without the line a kill cut short."""
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,17 @@ from clip_lite_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from clip_lite_jax.places import Place
+
+log = logging.getLogger(__name__)
+
+# What lies in the folder of a run: here for those who look at it without jax.
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+CHECKPOINTS = "checkpoints"
+RESULTS_FILE = "results.json"
+STATUS_FILE = "status.json"
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -38,6 +50,40 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+class Appended:
+    """A file that grows at its end; what a full disk does not take waits, and comes first later.
+
+    An error is told of once, not raised: what is written here must not end a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Without a buffer of Python's, which would not say how much of it has been written.
+        self._file = path.open("ab", buffering=0)
+        self._rest = b""
+        self._failed = False
+
+    def write(self, text: str) -> None:
+        self._rest += text.encode()
+        try:
+            while self._rest:
+                self._rest = self._rest[self._file.write(self._rest) :]
+        except OSError as error:
+            if not self._failed:
+                log.error("%s: %s; what belongs there waits in memory", self._path, error)
+            self._failed = True
+        else:
+            if self._failed:
+                log.warning("%s is written again, and nothing is missing", self._path)
+            self._failed = False
+
+    def close(self) -> None:
+        self.write("")
+        if self._rest:
+            log.error("%s: its last %d bytes could not be written", self._path, len(self._rest))
+        self._file.close()
 
 
 def cache_folder() -> Path:

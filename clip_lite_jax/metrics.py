@@ -1,43 +1,57 @@
 """Where numbers go: ``metrics.jsonl``, TensorBoard, Weights & Biases, and a progress line."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from clip_lite_jax.config import Config, LogConfig, to_dict
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.files import read_json_lines
+from clip_lite_jax.files import METRICS_FILE, Appended, read_json_lines
 
-METRICS_FILE = "metrics.jsonl"
+log = logging.getLogger(__name__)
+
+
 RATE = "images_per_second"
+DATA_WAIT = "data_wait"
+DATA_WAIT_SLOWEST, HOST_OVERHEAD_SLOWEST = "data_wait_slowest", "host_overhead_slowest"
 
 
 class MetricWriter:
     """Scalars by step, under the same names everywhere.  Does nothing where `active` is False."""
 
-    def __init__(self, workdir: Path, config: Config, start_step: int, active: bool) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        start_step: int,
+        active: bool,
+        evaluated: bool = True,
+    ) -> None:
+        """Goes on after `start_step`; its evaluation is written again unless it is `evaluated`."""
         self.active = active
         if not active:
             return
-        self._file = _reopen(workdir / METRICS_FILE, start_step)
+        self._file = _reopen(workdir / METRICS_FILE, start_step, evaluated)
         self._tensorboard = _tensorboard(workdir, config.log, start_step)
         self._wandb = _wandb(workdir, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if not self.active:
             return
+        # At once: a killed run keeps every line it wrote.
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()  # a killed run keeps every line it wrote
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write(step, values)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
@@ -62,20 +76,63 @@ def seconds_per_step(lines: Iterable[Mapping[str, Any]], batch_size: int) -> flo
     return sum(seconds) / len(seconds) if seconds else None
 
 
-def _reopen(path: Path, start_step: int) -> TextIO:
+def _reopen(path: Path, start_step: int, evaluated: bool) -> Appended:
     """The file, without the lines that a resumed run is going to write again."""
-    lines = [line for line in read_metrics(path.parent) if line["step"] <= start_step]
+
+    def stays(line: Mapping[str, Any]) -> bool:
+        again = not evaluated and "loss" not in line  # of an evaluation that comes once more
+        return bool(start_step) and line["step"] <= start_step - again
+
+    lines = [line for line in read_metrics(path.parent) if stays(line)]
     rewritten = path.with_suffix(".tmp")
-    rewritten.write_text("".join(json.dumps(line) + "\n" for line in lines if start_step))
+    rewritten.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rewritten.replace(path)
-    return path.open("a")
+    return Appended(path)
 
 
-def _tensorboard(workdir: Path, config: LogConfig, start_step: int) -> Any:
+def _tensorboard(workdir: Path, config: LogConfig, start_step: int) -> "_TensorBoard | None":
     if not config.tensorboard:
         return None
-    # purge_step tells TensorBoard to hide what a killed run wrote after its last checkpoint.
-    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+    return _TensorBoard(workdir / "tensorboard", start_step + 1)
+
+
+class _TensorBoard:
+    """Event files.  tensorboardX's own writer leaves them to a thread, and where the disk is full
+    that thread dies and whoever writes waits for it for ever."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """TensorBoard hides what a killed run wrote from `purge_step` on."""
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._events: EventsWriter | None = EventsWriter(str(folder / "events"))
+        version, start = "brain.Event:2", SessionLog(status=SessionLog.START)
+        self._write([Event(step=purge_step, file_version=version)])
+        self._write([Event(step=purge_step, session_log=start)])
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.time()
+        scalars = (scalar(name, value) for name, value in values.items())
+        self._write(Event(step=step, wall_time=now, summary=summary) for summary in scalars)
+
+    def _write(self, events: Iterable[Any]) -> None:
+        if self._events is None:
+            return
+        try:
+            for event in events:
+                self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            log.error(
+                "%s: %s; no more is written there until the run starts again, %s has it all",
+                self._folder,
+                error,
+                METRICS_FILE,
+            )
+            self._events = None
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
 
 
 def _wandb(workdir: Path, config: Config) -> Any:
@@ -112,7 +169,9 @@ def device_memory() -> dict[str, float]:
 FROM_THE_MACHINE = (
     RATE,
     "step_seconds",
-    "data_wait",
+    DATA_WAIT,
+    DATA_WAIT_SLOWEST,
+    HOST_OVERHEAD_SLOWEST,
     "flops_per_second",
     "mfu",
     "device_memory_gib",
@@ -140,6 +199,7 @@ class Progress:
         self._flops, self._peak = 0.0, 0.0
         self._step_seconds: float | None = None
         self._wait_seconds = self._waited = 0.0
+        self._block_seconds = self._blocked = 0.0
         self._since: float | None = None
 
     def costs(self, flops: float, peak: float | None) -> None:
@@ -149,6 +209,10 @@ class Progress:
     def waited(self, seconds: float) -> None:
         """Counts time spent waiting for the batch of the step to come."""
         self._waited = seconds
+
+    def blocked(self, seconds: float) -> None:
+        """Counts time spent waiting for the devices; it may come several times in a step."""
+        self._blocked += seconds
 
     def restart_clock(self) -> None:
         """Leaves the time until the next step out of the rates."""
@@ -162,8 +226,20 @@ class Progress:
             keep = 0.9 if self._step_seconds is not None else 0.0
             self._step_seconds = keep * (self._step_seconds or 0.0) + (1 - keep) * seconds
             self._wait_seconds = keep * self._wait_seconds + (1 - keep) * self._waited
-        self._since = now
+            self._block_seconds = keep * self._block_seconds + (1 - keep) * self._blocked
+        self._since, self._blocked = now, 0.0
         self._bar.update()
+
+    @property
+    def shares(self) -> tuple[float, float] | None:
+        """Parts of a step in which this process waits for data, and in which it waits for nothing
+        but is busy in Python (host overhead); None before there are rates."""
+        if not self._step_seconds:
+            return None
+        data, devices = (
+            seconds / self._step_seconds for seconds in (self._wait_seconds, self._block_seconds)
+        )
+        return data, max(1 - data - devices, 0.0)
 
     def rates(self, loss: float) -> dict[str, float]:
         """What changes with the machine; shows the most important on the bar.
@@ -177,7 +253,7 @@ class Progress:
         rates = {
             RATE: self.batch_size / self._step_seconds,
             "step_seconds": self._step_seconds,
-            "data_wait": self._wait_seconds / self._step_seconds,
+            DATA_WAIT: self._wait_seconds / self._step_seconds,
         }
         if self._flops:
             rates["flops_per_second"] = self._flops / self._step_seconds
@@ -185,7 +261,7 @@ class Progress:
             rates["mfu"] = rates["flops_per_second"] / self._peak
         rates |= device_memory()
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates['data_wait']:.0%}",
+            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates[DATA_WAIT]:.0%}",
             refresh=False,
         )
         return rates

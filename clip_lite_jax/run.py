@@ -25,7 +25,7 @@ from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
 from clip_lite_jax.evaluators.retrieval import build_retrieval
 from clip_lite_jax.features import build_inputs, check_cache
-from clip_lite_jax.files import write_atomic
+from clip_lite_jax.files import CONFIG_FILE, SKIPPED_FILE, TOKENIZER_FILE, write_atomic
 from clip_lite_jax.models import Model, build_model
 from clip_lite_jax.optim import build_optimizer, frozen_towers
 from clip_lite_jax.pretrained.towers import load_towers, resolve
@@ -33,10 +33,6 @@ from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import TrainState, init_state
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
-SKIPPED_FILE = "skipped.jsonl"
 
 MAY_CHANGE = (
     "log",
@@ -206,13 +202,19 @@ def restore_or_init(
     if step is not None:
         check_same_data(run, checkpoints.meta(step))
         state, optimizer = run.init_state({})
-        return checkpoints.restore(step, state), optimizer
+        state = checkpoints.restore(step, state)
+        log.info("restored checkpoint %d of %s", step, run.workdir)
+        return state, optimizer
     config = run.config
     if config.resume_from is not None:
         state, optimizer = run.init_state({})
-        return resumed(config, state), optimizer
+        state = resumed(config, state)
+        log.info("restored checkpoint %d of %s, to go on from", state.step, config.resume_from)
+        return state, optimizer
     if config.init_from is not None:
-        return run.init_state(weights_of(config.init_from, run.model))
+        begun = run.init_state(weights_of(config.init_from, run.model))
+        log.info("the run begins with the weights of %s", config.init_from)
+        return begun
     return run.init_state(load_towers(run.model, config.model))
 
 

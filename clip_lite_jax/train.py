@@ -30,6 +30,8 @@ from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.profiling import Profile
 from clip_lite_jax.run import Run, build_run, restore_or_init
 from clip_lite_jax.sharding import pieces_of_process, put_batch
+from clip_lite_jax.status import COMPILING, EVALUATING, SAVING, Status
+from clip_lite_jax.stragglers import slowest
 from clip_lite_jax.train_state import TrainState
 from clip_lite_jax.train_step import (
     EncodeFns,
@@ -52,8 +54,13 @@ def train(config: Config, workdir: Path) -> Run:
       CheckpointError: checkpoints cannot be read, or not be written time and again.
       Interrupted: it was asked to end, by a signal or the clock, and has saved where it was.
     """
-    check_resampling(config.data.augment)
-    use_compilation_cache()
+    with Status(workdir, config.steps, active=jax.process_index() == 0) as status:
+        check_resampling(config.data.augment)
+        use_compilation_cache()
+        return _train(config, workdir, status)
+
+
+def _train(config: Config, workdir: Path, status: Status) -> Run:
     run = build_run(config, workdir)
     config = run.config  # with what model.*.init_from states
     run.warn_of_cut_captions()
@@ -80,9 +87,7 @@ def train(config: Config, workdir: Path) -> Run:
     inputs = run.inputs(state.params, state.model_state)
     evaluators = run.evaluators("validation", inputs)
     start = int(state.step)
-    own = checkpoints.latest_step()
-    # A run that goes on evaluated this step before it saved it, unless it was in a hurry.
-    evaluated = own if own is not None and checkpoints.meta(own).evaluated else None
+    evaluated = _step_evaluated(checkpoints)
     batches = train_batches(
         TrainTransform(
             run.sources["train"],
@@ -97,7 +102,7 @@ def train(config: Config, workdir: Path) -> Run:
         *pieces_of_process(run.mesh),
         config.accumulate,
     )
-    writer = MetricWriter(workdir, config, start, run.is_writer)
+    writer = MetricWriter(workdir, config, start, run.is_writer, evaluated == start)
     progress = Progress(start, config.steps, config.batch_size, run.is_writer)
     pending = PendingMetrics(
         config,
@@ -120,17 +125,21 @@ def train(config: Config, workdir: Path) -> Run:
         checkpoints,
     ):
         for step in range(start, config.steps + 1):
+            status.beat(step, pending.skipped)
             last = step == config.steps
             stop = "" if last else interrupts.requested(step)
             evaluation = (last or step % config.eval.every == 0) and step != evaluated
             numbers: dict[str, float] = {}
             if evaluation and not stop:  # who has been asked to end may not have the time
                 pending.write_all()
+                status.enter(EVALUATING)
                 numbers = _evaluated(evaluators, bind(state.eval_params, state.model_state))
-                writer.write(step, numbers)
+                writer.write(step, numbers | slowest(progress))
+                checkpoints.look_for_best(numbers)
                 progress.restart_clock()
             if (last or stop or checkpoints.due(step)) and step > start:
                 pending.write_all()  # a state that is not finite is noticed before it is saved
+                status.enter(SAVING)
                 meta = replace(run.meta, evaluated=not (evaluation and stop))
                 checkpoints.save_or_retry(state, meta, numbers, wait=bool(last or stop))
             if stop:
@@ -145,6 +154,7 @@ def train(config: Config, workdir: Path) -> Run:
             progress.waited(time.perf_counter() - waiting)
             on_devices = put_batch(run.mesh, batch, config.accumulate > 1)
             if step == start:
+                status.enter(COMPILING)
                 train_step = _compiled(run, train_step, state, on_devices, progress)
             profile.at(step)
             # Nothing is to come to the devices or to leave them that nobody sent.
@@ -177,6 +187,12 @@ def _compiled(
         found.temporaries / 2**30,
     )
     return found.step
+
+
+def _step_evaluated(checkpoints: Checkpoints) -> int | None:
+    """The step that a run goes on from, evaluated before it was saved unless it was in a hurry."""
+    own = checkpoints.latest_step()
+    return own if own is not None and checkpoints.meta(own).evaluated else None
 
 
 def _evaluated(evaluators: Mapping[str, Evaluator], fns: EncodeFns) -> dict[str, float]:
@@ -221,8 +237,13 @@ class PendingMetrics:
             self.write_all()
         self.waiting.append((step, metrics, batch))
         if len(self.waiting) > AHEAD:
-            jax.block_until_ready(self.waiting[-1 - AHEAD][1])
+            self._wait_for(self.waiting[-1 - AHEAD][1])
         self.progress.advance()
+
+    def _wait_for(self, metrics: Any) -> None:
+        began = time.perf_counter()
+        jax.block_until_ready(metrics)
+        self.progress.blocked(time.perf_counter() - began)
 
     def write_all(self) -> None:
         """Waits for what is pending, checks it, and writes the lines that are due.
@@ -230,6 +251,7 @@ class PendingMetrics:
         Raises:
           NonFiniteError: with the step, the ids of its batch and the last good checkpoint.
         """
+        self._wait_for([metrics for _, metrics, _ in self.waiting])
         for step, metrics, batch in self.waiting:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             watched = ("loss", "gradient_norm", "parameter_norm")

@@ -156,4 +156,4 @@ def test_google_cloud_ends_it(event: str, monkeypatch: pytest.MonkeyPatch) -> No
             f"{event} of this machine is TERMINATE_ON_HOST_MAINTENANCE"
         )
     server.shutdown()
-    assert set(asked) == set(interrupts.EVENTS)
+    assert event in asked

@@ -62,7 +62,7 @@ class CheckpointConfig:
     """Those whose step is a multiple of this stay as well."""
     best: str | None = None
     """A number of the evaluation as ``metrics.jsonl`` has it, such as
-    ``retrieval/held_out/i2t/recall_at_1``: the checkpoint where it is best stays as well.  Only
+    ``retrieval/held_out/image_to_text_r10``: the checkpoint where it is best stays as well.  Only
     steps that are evaluated and saved take part."""
     best_is: Literal["highest", "lowest"] = "highest"
     stop_after_minutes: PositiveFloat | None = None
