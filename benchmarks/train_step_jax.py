@@ -49,6 +49,7 @@ def model_of(case: Case) -> Model:
     if case.image == "vit":
         image = {
             "width": case.image_width,
+            "layers": case.image_layers,
             "heads": case.image_width // 64,
             "head_width": None,
             "activation": "gelu",

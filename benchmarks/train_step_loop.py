@@ -20,7 +20,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from clip_lite_jax import train as training
 from clip_lite_jax.batch import Batch
@@ -47,6 +46,8 @@ class Gate:
         self.turns, self.settle, self.steps = turns, settle, steps
         self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         """Of a step, one number for each turn."""
+        self.work: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        """The same, of all cores together: what other programs do on them is not in it."""
         self.waited: list[float] = []
         """Of `seconds` of the whole loop, how much the loop waited for its batch."""
         self.step: TrainStep | None = None
@@ -66,46 +67,54 @@ class Gate:
         yield from ready  # the step is compiled for the first of them
         on_devices = [put_batch(self.mesh, batch) for batch in ready]
         for _ in range(self.turns):
-            self.seconds["bare"].append(self._bare(on_devices))
+            self._bare(on_devices)
             yield from self._turn("ready", itertools.cycle(ready))
             yield from self._turn("whole", batches)
         raise Over
 
     def _turn(self, kind: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         yield from itertools.islice(batches, self.settle)
-        start, waited = time.perf_counter(), 0.0
+        start, waited = clocks(), 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
             yield batch
-        self.seconds[kind].append((time.perf_counter() - start) / self.steps)
+        self._count(kind, start)
         if kind == "whole":
             self.waited.append(waited / self.steps)
 
-    def _bare(self, batches: list[Batch]) -> float:
-        """Seconds of a step on batches that lie on the devices; as far ahead as the loop."""
+    def _count(self, kind: str, start: tuple[float, float]) -> None:
+        now = clocks()
+        self.seconds[kind].append((now[0] - start[0]) / self.steps)
+        self.work[kind].append((now[1] - start[1]) / self.steps)
+
+    def _bare(self, batches: list[Batch]) -> None:
+        """The step on batches that lie on the devices; as far ahead as the loop."""
         assert self.step is not None
         running: list[Any] = []
-        start = 0.0
+        start = clocks()
         for number in range(self.settle + self.steps):
             if number == self.settle:
-                start = time.perf_counter()
+                start = clocks()
             self.state, metrics = self.step(self.state, batches[number % len(batches)])
             running.append(metrics)
             if len(running) > training.AHEAD:
                 jax.block_until_ready(running.pop(0))
-        seconds = (time.perf_counter() - start) / self.steps
+        self._count("bare", start)
         jax.block_until_ready(running)
-        return seconds
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds that have passed, and seconds that the cores worked for this process."""
+    return time.perf_counter(), time.process_time()
 
 
 COMPILED, TRAIN_BATCHES = training.compiled, training.train_batches
 
 
 def overhead(config: Config, turns: int, settle: int = 8, steps: int = 20) -> dict[str, Any]:
-    """Seconds of a step in each turn, by kind; and quartiles over turns of two shares: what the
-    loop costs over the bare step, and how much of its time it waits for a batch.
+    """Seconds of a step in each turn, by kind, and of the whole loop what it waited for its batch.
 
     Nothing is evaluated or saved while the time is taken.
     """
@@ -124,11 +133,10 @@ def overhead(config: Config, turns: int, settle: int = 8, steps: int = 20) -> di
         suppress(Over),
     ):
         training.train(config, Path(workdir))
-    shares = {k: np.divide(gate.seconds[k], gate.seconds["bare"]) - 1 for k in ("ready", "whole")}
-    shares["waited"] = np.divide(gate.waited, gate.seconds["whole"])
     return {
         "seconds": gate.seconds,
-        "shares": {k: np.quantile(v, (0.25, 0.5, 0.75)).tolist() for k, v in shares.items()},
+        "work": gate.work,
+        "waited": gate.waited,
         "turns": turns,
         "steps": steps,
     }

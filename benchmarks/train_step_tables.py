@@ -49,11 +49,18 @@ def _loop(part: dict[str, Any]) -> str:
         "ready": "the loop, batches ready in memory",
         "whole": "the loop with its input pipeline",
     }
-    lines: list[Sequence[str]] = [("", "ms of a step", "over the step by itself"), ("---",) * 3]
+    head = ("", "ms of a step", "over the step by itself", "ms of all cores", "over the step")
+    lines: list[Sequence[str]] = [head, ("---",) * len(head)]
     for kind, label in labels.items():
-        over = _quartiles(part["shares"][kind], "{:+.1%}") if kind != "bare" else ""
-        lines.append((label, f"{1000 * np.median(part['seconds'][kind]):.1f}", over))
-    waited = _quartiles(part["shares"]["waited"], "{:.2%}")
+        line = [label]
+        for what in ("seconds", "work"):
+            line.append(f"{1000 * np.median(part[what][kind]):.1f}")
+            over = np.divide(part[what][kind], part[what]["bare"]) - 1
+            middle = np.quantile(over, (0.25, 0.5, 0.75)).tolist()
+            line.append(_quartiles(middle, "{:+.1%}") if kind != "bare" else "")
+        lines.append(line)
+    share = np.divide(part["waited"], part["seconds"]["whole"])
+    waited = _quartiles(np.quantile(share, (0.25, 0.5, 0.75)).tolist(), "{:.2%}")
     text = f"Of the loop with its input pipeline, time spent waiting for a batch: {waited}."
     more = f"; {part['turns']} turns of {part['steps']} steps"
     return f"{table(lines)}\n\n{text}\n\n{_origin(part, COMMAND, more)}"

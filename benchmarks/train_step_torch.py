@@ -32,7 +32,8 @@ STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 def model_of(case: Case) -> Any:
     vision: dict[str, Any] = {"image_size": case.size}
     if case.image == "vit":
-        vision |= {"layers": 12, "width": case.image_width, "head_width": 64, "patch_size": 16}
+        vision |= {"layers": case.image_layers, "width": case.image_width}
+        vision |= {"head_width": 64, "patch_size": 16}
     else:
         vision |= {"timm_model_name": case.image, "timm_pool": "avg", "timm_proj": "linear"}
     text = {

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from clip_lite_jax.alarms import Alarms
 from clip_lite_jax.batch import Batch
@@ -222,7 +224,10 @@ class PendingMetrics:
         self.every, self.source = config.log.every, source
         self.alarms = Alarms(config.objective.name, temperature_range)
         self.skipped, self.max_skipped = 0, config.optim.max_skipped
-        self.schedule = build_schedule(config.optim, config.steps)
+        # All of them now: later they would wait on the devices behind the step that runs, and the
+        # next step would wait for that.
+        schedule = build_schedule(config.optim, config.steps)
+        self.learning_rates = np.asarray(schedule(jnp.arange(config.steps)))
         self.writer, self.progress, self.checkpoints = writer, progress, checkpoints
         self.waiting: list[tuple[int, dict[str, jax.Array], Batch]] = []
 
@@ -254,7 +259,7 @@ class PendingMetrics:
                 self._skip_or_stop(step, values, batch)
                 values = {name: x for name, x in values.items() if math.isfinite(x)}  # as in JSON
             if step % self.every == 0:
-                values["learning_rate"] = float(self.schedule(step - 1))
+                values["learning_rate"] = float(self.learning_rates[step - 1])
                 self.alarms.look(step, values)
                 values |= self.progress.rates(values["loss"])
                 self.writer.write(step, values)

@@ -67,7 +67,8 @@ def test_the_loop_and_its_step_take_turns(pairs: Path, two_devices: None) -> Non
     assert found["steps"] == 3
     assert {kind: len(found["seconds"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 2)
     assert all(second > 0 for seconds in found["seconds"].values() for second in seconds)
-    assert 0 <= found["shares"]["waited"][1] < 1
+    assert all(len(found["work"][kind]) == 2 for kind in KINDS)
+    assert all(0 <= w < s for w, s in zip(found["waited"], found["seconds"]["whole"], strict=True))
     (text,) = tables({"loop": found | {"provenance": WHERE}}).values()
     assert "| the loop with its input pipeline |" in text
     assert "2 turns of 3 steps" in text
@@ -142,12 +143,12 @@ def test_captions_end_with_the_highest_token() -> None:
 
 
 def test_a_step_of_ours_trains_and_one_that_cannot_says_why() -> None:
-    case = replace(QUICK[1], batch=8)
+    case = replace(QUICK[0], batch=8)
     training = build("jsd", **case.options)
     assert training() != training()
     known = facts(training)
-    assert known["parameters"]["image"] == 11176512
-    assert known["bytes"] > 4 * 3 * 11176512  # float32 weights and two moments
+    count = sum(known["parameters"].values())
+    assert known["bytes"] > 4 * 3 * count  # weights and two moments in float32
     failed = build("jsd", **replace(case, image="unknown").options)
     assert isinstance(failed, Failed)
     assert np.isnan(failed())
@@ -203,8 +204,8 @@ def test_kernels_are_sorted_by_what_they_compute() -> None:
 
 
 def test_versions_of_a_part_compute_the_same() -> None:
-    for part in gpu_parts.parts(4, 8):
-        found = [jax.tree.leaves(function(*part.inputs)) for function in part.versions.values()]
-        for pair in zip(*found, strict=True):
+    for part in gpu_parts.parts(2, 8):
+        found = [jax.jit(function)(*part.inputs) for function in part.versions.values()]
+        for pair in zip(*map(jax.tree.leaves, found), strict=True):
             one, other = (jnp.asarray(x, jnp.float32) for x in pair)
             assert jnp.linalg.norm(one - other) < 0.03 * jnp.linalg.norm(one), part.name
