@@ -9,7 +9,7 @@ LIBTPU := .work/libtpu
 BUCKETS := .work/buckets
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs scaling encoders input-pipeline one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -40,6 +40,9 @@ one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against 
 
 mutual-information: $(VENV)/installed  ## estimators where the truth is known (half an hour)
 	$(BIN)/python -m benchmarks.mutual_information
+
+soak: $(VENV)/installed  ## whether the memory of a long run grows (two hours)
+	$(BIN)/python -m benchmarks.soak
 
 test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed .venv-beam/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .

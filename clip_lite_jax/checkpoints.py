@@ -203,6 +203,8 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
         args = ocp.args.Composite(**items, **{META: ocp.args.JsonSave(meta.to_json())})
         try:
+            if not self._folder.parent.is_dir():  # Orbax would make it, where a disk was mounted
+                raise FileNotFoundError(f"there is no {self._folder.parent}")
             # What is there already is of a save that was cut short, or of a run that went back.
             self._orbax.save(self._folder / str(step), args=args, force=True)
         # Orbax and TensorStore pass on whatever the file system says.

@@ -80,7 +80,7 @@ def _reopen(path: Path, start_step: int, evaluated: bool) -> Appended:
     """The file, without the lines that a resumed run is going to write again."""
 
     def stays(line: Mapping[str, Any]) -> bool:
-        again = not evaluated and "loss" not in line  # of an evaluation that comes once more
+        again = not evaluated and "learning_rate" not in line  # of an evaluation yet to come
         return bool(start_step) and line["step"] <= start_step - again
 
     lines = [line for line in read_metrics(path.parent) if stays(line)]

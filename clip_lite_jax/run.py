@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,10 +147,11 @@ def build_run(config: Config, workdir: Path) -> Run:
     """Reads the data, trains or loads the tokenizer and builds the model.
 
     Raises:
-      ConfigError: the workdir holds a run with another configuration or other data.
+      ConfigError: the workdir holds a run with another configuration or other data, or cannot be
+        written.
       DataError: data that cannot be used.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    _check_writable(workdir)
     stored = workdir / TOKENIZER_FILE
     given = config
     if has_checkpoint(workdir):
@@ -216,6 +218,18 @@ def restore_or_init(
         log.info("the run begins with the weights of %s", config.init_from)
         return begun
     return run.init_state(load_towers(run.model, config.model))
+
+
+def _check_writable(workdir: Path) -> None:
+    """Makes the folder of a run, and raises `ConfigError` where nothing can be written to it."""
+    problem = "it is read-only, or belongs to somebody else"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        writable = os.access(workdir, os.W_OK | os.X_OK)
+    except OSError as error:
+        writable, problem = False, str(error)
+    if not writable:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {problem}; name another folder")
 
 
 def _first_tokenizer(config: Config, train: Source) -> Tokenizer:

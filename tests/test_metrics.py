@@ -53,6 +53,46 @@ def test_tensorboard_files_hold_the_scalars(tmp_path: Path, config: Config) -> N
     assert struct.pack("<f", 0.5) in data
 
 
+def test_a_skipped_step_stays_and_an_evaluation_yet_to_come_goes(
+    tmp_path: Path, config: Config
+) -> None:
+    writer = MetricWriter(tmp_path, config, 0, active=True)
+    for step in (1, 2):
+        writer.write(step, {"skipped": 1.0, "learning_rate": 0.1})
+        writer.write(step, {"information/jsd_loss": 0.3})
+    writer.close()
+    for evaluated, steps in ((True, [1, 1, 2, 2]), (False, [1, 1, 2])):
+        MetricWriter(tmp_path, config, 2, active=True, evaluated=evaluated).close()
+        assert [line["step"] for line in read_metrics(tmp_path)] == steps
+    assert "learning_rate" in list(read_metrics(tmp_path))[-1]
+
+
+def test_a_full_disk_is_told_of_once_and_ends_nothing(
+    tmp_path: Path, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Linux has a device that is always full."""
+    (tmp_path / "tensorboard").mkdir()
+    config = replace(config, log=LogConfig(tensorboard=True))
+    writer = MetricWriter(tmp_path, config, 0, active=True)
+    full = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    kept, writer._file._file = writer._file._file, full
+    for step in range(1, 4):
+        writer.write(step, {"loss": 0.5})
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "No space left on device; what belongs there waits in memory" in caplog.text
+    writer._file._file = kept
+    writer.write(4, {"loss": 0.5})
+    full.close()
+    assert "is written again, and nothing is missing" in caplog.text
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    writer._tensorboard._events._py_recordio_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+    for step in range(5, 400):  # its thread died, and the eleventh would have waited for ever
+        writer.write(step, {"loss": 0.5})
+    assert "No space left on device; no more is written there until the run" in caplog.text
+    assert len(list(read_metrics(tmp_path))) == 399
+    writer.close()
+
+
 def test_other_processes_write_nothing(tmp_path: Path, config: Config) -> None:
     writer = MetricWriter(tmp_path, config, 0, active=False)
     writer.write(1, {"loss": 0.5})
