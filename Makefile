@@ -9,7 +9,7 @@ LIBTPU := .work/libtpu
 BUCKETS := .work/buckets
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs encoders input-pipeline one-negative mutual-information soak test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -25,6 +25,9 @@ compare: $(VENV)/installed  ## JSD against InfoNCE at equal budget, three seeds 
 
 costs: $(VENV)/installed  ## what negatives cost in time, memory and traffic (an hour)
 	$(BIN)/python -m benchmarks.objectives
+
+scaling: $(VENV)/installed $(LIBTPU)/installed  ## what devices send and hold, for up to 256 TPU chips that need not be there (half an hour)
+	TPU_LIBRARY_PATH=$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.scaling
 
 encoders: .venv-peers/installed $(VENV)/installed  ## a step of the encoders beside PyTorch's (half an hour)
 	$(BIN)/python -m benchmarks.encoders
@@ -55,13 +58,17 @@ format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Raises every pin to the newest release that setup.cfg allows, for Python 3.11 to 3.13.
-lock:  ## renew the exact locks, requirements*.lock (needs uv)
+# Raises every pin to the newest release that setup.cfg allows, for Python 3.11 to 3.13.  Images and TPU
+# VMs have 3.11 and keep to what requirements.lock says, where extras allow it.
+lock:  ## renew the exact locks, *.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade setup.cfg -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade --extra test \
 		-c requirements.lock setup.cfg -o requirements-test.lock
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade --extra beam setup.cfg \
 		-o requirements-beam.lock
+	for devices in cpu cuda tpu; do cp requirements.lock launch/$$devices.lock && uv pip compile --quiet \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_31 --no-annotate --extra gcs --extra s3 \
+		$$(test $$devices = cpu || echo --extra $$devices) setup.cfg -o launch/$$devices.lock || exit 1; done
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -19,9 +19,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
 
 from benchmarks import objectives_report
 from benchmarks.pages import places
@@ -108,15 +108,15 @@ class Cosine:
 @flax.struct.dataclass
 class Inputs:
     critic: Cosine
-    image: Any  # [B, WIDTH]
-    text: Any  # [B, WIDTH]
+    image: Any  # [B, D]
+    text: Any  # [B, D]
 
 
-def inputs(batch: int) -> tuple[Inputs, Pairs, Array]:
+def inputs(batch: int, width: int = WIDTH) -> tuple[Inputs, Pairs, Array]:
     """Embeddings of unit length, with nothing masked, and the step's key."""
-    image, text = np.random.default_rng(0).normal(size=(2, batch, WIDTH)).astype(np.float32)
-    image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
-    critic = Cosine(np.float32(np.log(0.07)), np.float32(0))
+    image, text = jax.random.normal(jax.random.key(0), (2, batch, width))
+    image, text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    critic = Cosine(jnp.log(jnp.float32(0.07)), jnp.float32(0))
     own = jnp.arange(batch, dtype=jnp.int32)
     group = jnp.stack([own, own + batch], axis=1)
     pairs = Pairs(None, None, group, jnp.ones(batch, bool))
@@ -129,23 +129,29 @@ def shardings(mesh: Mesh) -> tuple[Inputs, NamedSharding, NamedSharding]:
     return Inputs(Cosine(whole, whole), rows, rows), rows, whole
 
 
-def compiled(case: Case, batch: int, mesh: Mesh) -> Any:
-    """The program of the loss and its gradient by the embeddings and the critic."""
-    # The lanes are one of the rules of the draw: no fewer than devices, and 8 by default.
-    negatives = replace(case.negatives, lanes=max(8, mesh.size))
-    sampler = build_sampler(negatives, batch, mesh, STREAMED[case.objective])
-    objective = build_objective(case.objective)
+def lowered(
+    objective: str, negatives: NegativesConfig, batch: int, mesh: Mesh, width: int = WIDTH
+) -> Lowered:
+    """The loss and its gradient by the embeddings and the critic, ready to compile."""
+    sampler = build_sampler(negatives, batch, mesh, STREAMED[objective])
+    of_scores = build_objective(objective)
 
     def loss(learned: Inputs, pairs: Pairs, key: Array) -> Array:
         given = pairs.replace(image=learned.image, text=learned.text)  # type: ignore[attr-defined]
-        return objective(sampler(key, jnp.zeros((), jnp.int32), given, learned.critic).scores)[0]
+        return of_scores(sampler(key, jnp.zeros((), jnp.int32), given, learned.critic).scores)[0]
 
-    shapes = jax.eval_shape(lambda: inputs(batch))
+    shapes = jax.eval_shape(lambda: inputs(batch, width))
     places = shardings(mesh)
     function = jax.jit(
         jax.value_and_grad(loss), in_shardings=places, out_shardings=(places[2], places[0])
     )
-    return function.lower(*shapes).compile()
+    return function.lower(*shapes)
+
+
+def compiled(case: Case, batch: int, mesh: Mesh) -> Any:
+    # The lanes are one of the rules of the draw: no fewer than devices, and 8 by default.
+    negatives = replace(case.negatives, lanes=max(8, mesh.size))
+    return lowered(case.objective, negatives, batch, mesh).compile()
 
 
 def measure(case: Case, batch: int, mesh: Mesh, timed: bool) -> dict[str, Any]:

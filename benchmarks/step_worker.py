@@ -2,7 +2,8 @@
 
 Requests and answers are lines of JSON on standard input and output.  ``{"build": {...}}`` builds a
 step and answers with the values of the first `CHECKED`; ``{"steps": n}`` answers with the seconds
-that each of n steps took.
+that each of n steps took.  A process can hold several steps, by ``"name"``, and answer
+``{"ask": ...}`` about one of them.
 """
 
 import json
@@ -22,8 +23,11 @@ Step = Callable[[], float]
 """Runs one step to its end; the value that it computed."""
 
 
-def serve(build: Callable[..., Step]) -> None:
-    """Answers requests until the input ends."""
+def serve(build: Callable[..., Any], asked: Mapping[str, Callable[[Any], Any]] = {}) -> None:
+    """Answers requests until the input ends.
+
+    `build` makes a `Step`, and `asked` holds what can be asked about one.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
 
@@ -32,14 +36,18 @@ def serve(build: Callable[..., Step]) -> None:
         step()
         return time.perf_counter() - start
 
-    step: Step = lambda: 0.0  # noqa: E731
+    steps: dict[str, Step] = {}
+    answer: Any
     for line in sys.stdin:
         request = json.loads(line)
+        name = request["name"]
         if "build" in request:
-            step = build(**request["build"])
-            answer = [step() for _ in range(CHECKED)]
+            steps[name] = build(**request["build"])
+            answer = [steps[name]() for _ in range(CHECKED)]
+        elif "ask" in request:
+            answer = asked[request["ask"]](steps[name])
         else:
-            answer = [timed(step) for _ in range(request["steps"])]
+            answer = [timed(steps[name]) for _ in range(request["steps"])]
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -55,21 +63,27 @@ class Worker:
             env=os.environ | dict(environment),
         )
 
-    def build(self, **options: Any) -> list[float]:
-        return self._ask({"build": options})
+    def build(self, name: str = "", /, **options: Any) -> list[float]:
+        return list(self._request({"build": options, "name": name}))
 
-    def seconds(self, steps: int) -> list[float]:
-        return self._ask({"steps": steps})
+    def seconds(self, steps: int, name: str = "") -> list[float]:
+        return list(self._request({"steps": steps, "name": name}))
 
-    def _ask(self, request: Mapping[str, Any]) -> list[float]:
+    def ask(self, question: str, name: str = "") -> Any:
+        return self._request({"ask": question, "name": name})
+
+    def _request(self, request: Mapping[str, Any]) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
         if not answer:
             raise SystemExit(f"{self.process.args!r} ended with {self.process.wait()}")
-        return list(json.loads(answer))
+        return json.loads(answer)
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from clip_lite_jax._version import __version__
 from clip_lite_jax.config import CheckpointConfig, Config, from_dict, to_dict
 from clip_lite_jax.errors import CheckpointError
+from clip_lite_jax.files import CHECKPOINTS as FOLDER
 from clip_lite_jax.manifest import MANIFEST, problem_of, seal
 from clip_lite_jax.parameter_paths import by_path
 from clip_lite_jax.retention import delete_all_but, folders_of_steps, kept, sealed
@@ -32,7 +33,6 @@ from clip_lite_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 WEIGHTS, OPTIMIZER, META = "weights", "optimizer", "meta"
 
 
@@ -304,8 +304,13 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            log.error("%s", error)  # not in place of what it ends with
 
 
 def _build_checkpointer() -> ocp.AsyncCheckpointer:

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status.
 
     2 for what cannot be done, 1 where another process of the run is missing, lost or has failed,
-    75 for a run that was asked to end and has saved, 130 after Ctrl-C where nothing was saved.
+    75 for a run that was asked to end and has saved, 130 after Ctrl-C where nothing was saved; 3
+    from ``status`` for a run that neither runs nor is finished.
     """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if rest and known.command not in ("train", "config", "plan", "data"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see clip-lite {known.command} --help")
-        known.call(known, rest)
+        status = known.call(known, rest)
     except Interrupted as error:
         return distributed.end(error.status, str(error))
     except UserError as error:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = traceback.format_exc().rstrip()
         return distributed.end(1, message, f"failed: {type(error).__name__}: {error}")
-    return distributed.end(0)
+    return distributed.end(status or 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +77,16 @@ def _parser() -> argparse.ArgumentParser:
             epilog=any_field,
         )
     )
+
+    status = commands.add_parser(
+        "status",
+        help="how a run is, live or dead",
+        epilog="Exit status: 0 it runs, or is finished; 3 it does neither; 2 there is no run.",
+    )
+    status.add_argument("workdir", type=Path, help="folder of the run")
+    status.add_argument("--json", action="store_true", help="print all that is known, as JSON")
+    status.add_argument("--verify", action="store_true", help="read the checkpoints' files, too")
+    status.set_defaults(call=_status)
 
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("workdir", type=Path, help="folder of the run")
@@ -236,6 +247,16 @@ def _plan(known: argparse.Namespace, rest: Sequence[str]) -> None:
     if known.json:
         known.json.write_text(json.dumps(found, indent=2) + "\n")
     print(describe(found))
+
+
+def _status(known: argparse.Namespace, rest: Sequence[str]) -> int:
+    del rest
+    from clip_lite_jax.apps.status import exit_status, status
+    from clip_lite_jax.apps.status_text import describe
+
+    found = status(known.workdir, known.verify)
+    print(json.dumps(found, indent=1) if known.json else describe(found))
+    return exit_status(found)
 
 
 def _report(known: argparse.Namespace, rest: Sequence[str]) -> None:

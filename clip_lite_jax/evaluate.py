@@ -6,12 +6,10 @@ from typing import Any
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import to_dict
-from clip_lite_jax.files import write_atomic
+from clip_lite_jax.files import RESULTS_FILE, write_atomic
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.run import Run, restore_or_init
 from clip_lite_jax.train_step import make_encode_fns
-
-RESULTS_FILE = "results.json"
 
 
 def evaluate(run: Run) -> dict[str, Any]:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What lies in the folder of a run: here for those who look at it without jax.
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+CHECKPOINTS = "checkpoints"
+RESULTS_FILE = "results.json"
+STATUS_FILE = "status.json"
+
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a JSONL file, none where there is no file; one cut short is left out."""

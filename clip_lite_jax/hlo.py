@@ -55,6 +55,8 @@ class Exchange:
     group: int  # devices that take part
     operand_bytes: int  # on each of them
     times: int
+    where: str  # the computation that has it
+    instruction: Instruction
 
     @property
     def sent(self) -> float:
@@ -89,7 +91,10 @@ def traffic(program: str) -> Traffic:
 
 
 def exchanges(program: str) -> Iterator[Exchange]:
-    computations = parse(program)
+    return exchanges_of(parse(program))
+
+
+def exchanges_of(computations: dict[str, Computation]) -> Iterator[Exchange]:
     runs = run_counts(computations)
     chained = set()
     for name, computation in computations.items():
@@ -108,7 +113,8 @@ def exchanges(program: str) -> Iterator[Exchange]:
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             size = sum(size_in_bytes(shape) for shape in _operand_shapes(computation, instruction))
-            yield Exchange(kind, _group(instruction.text), size, known(runs[name], name))
+            times = known(runs[name], name)
+            yield Exchange(kind, _group(instruction.text), size, times, name, instruction)
 
 
 def matmul_flops(program: str) -> int:

@@ -201,6 +201,17 @@ def _draw_keys(learner: Learner, state: TrainState) -> dict[str, Array]:
     return {"bound": key, "visual": fold(key, 10), "textual": fold(key, 11)}
 
 
+def _spread(embeddings: Array, valid: Array) -> Array:
+    """How far the directions of valid rows ``[B, D]`` lie apart: 0 if all are one, 1 if all ways.
+
+    1 − |mean of the unit vectors|², the variance of the directions.
+    """
+    x = lax.stop_gradient(embeddings)
+    units = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    count = jnp.maximum(jnp.sum(valid), 1)
+    return 1 - jnp.sum((jnp.sum(jnp.where(valid[:, None], units, 0), axis=0) / count) ** 2)
+
+
 def _self_terms(learner: Learner) -> dict[str, float]:
     """Weights of the self-supervised terms that are on."""
     terms = learner.terms
@@ -321,7 +332,10 @@ def _loss(
         scores = replace(scores, log_normalizer=state.log_normalizer)
     value, metrics = learner.objective(scores)
     terms = learner.terms
-    metrics = metrics | {"bound_loss": value}
+    parts = learner.parts if totals else 1  # metrics of parts are added up
+    spreads = {"image_spread": embedded.image, "text_spread": embedded.text}
+    spreads = {name: _spread(x, valid) / parts for name, x in spreads.items()}
+    metrics = metrics | spreads | {"bound_loss": value}
 
     twice = {"visual": embedded.views, "textual": embedded.captions}
     for name, weight in _self_terms(learner).items():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import tqdm
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -15,12 +16,14 @@ from tensorboardX.summary import scalar
 
 from clip_lite_jax.config import Config, LogConfig, to_dict
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.files import Appended, read_json_lines
+from clip_lite_jax.files import METRICS_FILE, Appended, read_json_lines
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
+
 RATE = "images_per_second"
+DATA_WAIT = "data_wait"
+DATA_WAIT_SLOWEST, HOST_OVERHEAD_SLOWEST = "data_wait_slowest", "host_overhead_slowest"
 
 
 class MetricWriter:
@@ -152,6 +155,31 @@ def _wandb(workdir: Path, config: Config) -> Any:
     )
 
 
+def device_memory() -> dict[str, float]:
+    """GiB that are in use on this process's fullest device, now and at most; nothing on CPUs."""
+    found = [device.memory_stats() or {} for device in jax.local_devices()]
+    names = {"device_memory_gib": "bytes_in_use", "device_memory_peak_gib": "peak_bytes_in_use"}
+    return {
+        name: max(stats[key] for stats in found) / 2**30
+        for name, key in names.items()
+        if all(key in stats for stats in found)
+    }
+
+
+FROM_THE_MACHINE = (
+    RATE,
+    "step_seconds",
+    DATA_WAIT,
+    DATA_WAIT_SLOWEST,
+    HOST_OVERHEAD_SLOWEST,
+    "flops_per_second",
+    "mfu",
+    "device_memory_gib",
+    "device_memory_peak_gib",
+)
+"""Numbers in which two equal runs differ."""
+
+
 class Progress:
     """A progress bar with images/s, the share of time spent waiting for data, and the time left.
 
@@ -168,13 +196,23 @@ class Progress:
             mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
             dynamic_ncols=True,
         )
+        self._flops, self._peak = 0.0, 0.0
         self._step_seconds: float | None = None
         self._wait_seconds = self._waited = 0.0
+        self._block_seconds = self._blocked = 0.0
         self._since: float | None = None
+
+    def costs(self, flops: float, peak: float | None) -> None:
+        """A step takes so many FLOPs of a device, which makes at most so many a second."""
+        self._flops, self._peak = flops, peak or 0.0
 
     def waited(self, seconds: float) -> None:
         """Counts time spent waiting for the batch of the step to come."""
         self._waited = seconds
+
+    def blocked(self, seconds: float) -> None:
+        """Counts time spent waiting for the devices; it may come several times in a step."""
+        self._blocked += seconds
 
     def restart_clock(self) -> None:
         """Leaves the time until the next step out of the rates."""
@@ -188,19 +226,42 @@ class Progress:
             keep = 0.9 if self._step_seconds is not None else 0.0
             self._step_seconds = keep * (self._step_seconds or 0.0) + (1 - keep) * seconds
             self._wait_seconds = keep * self._wait_seconds + (1 - keep) * self._waited
-        self._since = now
+            self._block_seconds = keep * self._block_seconds + (1 - keep) * self._blocked
+        self._since, self._blocked = now, 0.0
         self._bar.update()
 
+    @property
+    def shares(self) -> tuple[float, float] | None:
+        """Parts of a step in which this process waits for data, and in which it waits for nothing
+        but is busy in Python (host overhead); None before there are rates."""
+        if not self._step_seconds:
+            return None
+        data, devices = (
+            seconds / self._step_seconds for seconds in (self._wait_seconds, self._block_seconds)
+        )
+        return data, max(1 - data - devices, 0.0)
+
     def rates(self, loss: float) -> dict[str, float]:
-        """Current images/s and data-wait share; shows them on the bar."""
+        """What changes with the machine; shows the most important on the bar.
+
+        ``images_per_second`` of all devices; ``step_seconds``; ``data_wait``, the share of it;
+        ``flops_per_second`` and ``mfu``, of the products on each device, and as a share of what it
+        can do where that is known; ``device_memory_gib`` and its peak, of the fullest one.
+        """
         if self._step_seconds is None:
             return {}
         rates = {
             RATE: self.batch_size / self._step_seconds,
-            "data_wait": self._wait_seconds / self._step_seconds,
+            "step_seconds": self._step_seconds,
+            DATA_WAIT: self._wait_seconds / self._step_seconds,
         }
+        if self._flops:
+            rates["flops_per_second"] = self._flops / self._step_seconds
+        if self._flops and self._peak:
+            rates["mfu"] = rates["flops_per_second"] / self._peak
+        rates |= device_memory()
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates['data_wait']:.0%}",
+            f"loss {loss:.3f}, {rates[RATE]:.0f} images/s, data wait {rates[DATA_WAIT]:.0%}",
             refresh=False,
         )
         return rates

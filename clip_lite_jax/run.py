@@ -26,7 +26,7 @@ from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
 from clip_lite_jax.evaluators.retrieval import build_retrieval
 from clip_lite_jax.features import build_inputs, check_cache
-from clip_lite_jax.files import write_atomic
+from clip_lite_jax.files import CONFIG_FILE, SKIPPED_FILE, TOKENIZER_FILE, write_atomic
 from clip_lite_jax.models import Model, build_model
 from clip_lite_jax.optim import build_optimizer, frozen_towers
 from clip_lite_jax.pretrained.towers import load_towers, resolve
@@ -34,10 +34,6 @@ from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import TrainState, init_state
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
-SKIPPED_FILE = "skipped.jsonl"
 
 MAY_CHANGE = (
     "log",

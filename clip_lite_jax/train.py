@@ -4,14 +4,19 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from clip_lite_jax.alarms import Alarms
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.checkpoints import Checkpoints
+from clip_lite_jax.chips import peak_flops
 from clip_lite_jax.config import Config
 from clip_lite_jax.data.image_ops import check_resampling
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
@@ -22,9 +27,20 @@ from clip_lite_jax.interrupts import Interrupts
 from clip_lite_jax.learner import build_learner
 from clip_lite_jax.metrics import MetricWriter, Progress
 from clip_lite_jax.optim import build_schedule
+from clip_lite_jax.profiling import Profile
 from clip_lite_jax.run import Run, build_run, restore_or_init
 from clip_lite_jax.sharding import pieces_of_process, put_batch
-from clip_lite_jax.train_step import EncodeFns, make_encode_fns, make_train_step
+from clip_lite_jax.status import COMPILING, EVALUATING, SAVING, Status
+from clip_lite_jax.stragglers import slowest
+from clip_lite_jax.train_state import TrainState
+from clip_lite_jax.train_step import (
+    EncodeFns,
+    TrainStep,
+    compiled,
+    make_encode_fns,
+    make_train_step,
+    use_compilation_cache,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +54,13 @@ def train(config: Config, workdir: Path) -> Run:
       CheckpointError: checkpoints cannot be read, or not be written time and again.
       Interrupted: it was asked to end, by a signal or the clock, and has saved where it was.
     """
-    check_resampling(config.data.augment)
+    with Status(workdir, config.steps, active=jax.process_index() == 0) as status:
+        check_resampling(config.data.augment)
+        use_compilation_cache()
+        return _train(config, workdir, status)
+
+
+def _train(config: Config, workdir: Path, status: Status) -> Run:
     run = build_run(config, workdir)
     config = run.config  # with what model.*.init_from states
     run.warn_of_cut_captions()
@@ -65,9 +87,7 @@ def train(config: Config, workdir: Path) -> Run:
     inputs = run.inputs(state.params, state.model_state)
     evaluators = run.evaluators("validation", inputs)
     start = int(state.step)
-    own = checkpoints.latest_step()
-    # A run that goes on evaluated this step before it saved it, unless it was in a hurry.
-    evaluated = own if own is not None and checkpoints.meta(own).evaluated else None
+    evaluated = _step_evaluated(checkpoints)
     batches = train_batches(
         TrainTransform(
             run.sources["train"],
@@ -84,30 +104,45 @@ def train(config: Config, workdir: Path) -> Run:
     )
     writer = MetricWriter(workdir, config, start, run.is_writer, evaluated == start)
     progress = Progress(start, config.steps, config.batch_size, run.is_writer)
-    pending = PendingMetrics(config, run.sources["train"], writer, progress, checkpoints)
+    pending = PendingMetrics(
+        config,
+        run.sources["train"],
+        writer,
+        progress,
+        checkpoints,
+        getattr(run.model.module.critic, "temperature_range", None),
+    )
     log.info("%d training examples, %d parameters", len(run.sources["train"]), _size(state.params))
 
     # The order within a step is fixed: evaluate, save, take a batch, step, log.  A checkpoint of
     # step k thus comes after everything that was logged about k, and before the batch of step k is
     # taken, so a resumed run repeats nothing and misses nothing.
-    with Interrupts(config.checkpoint.stop_after_minutes) as interrupts:
+    with (
+        Interrupts(config.checkpoint.stop_after_minutes) as interrupts,
+        Profile(workdir, config.log.profile) as profile,
+        closing(progress),
+        closing(writer),
+        checkpoints,
+    ):
         for step in range(start, config.steps + 1):
+            status.beat(step, pending.skipped)
             last = step == config.steps
             stop = "" if last else interrupts.requested(step)
             evaluation = (last or step % config.eval.every == 0) and step != evaluated
             numbers: dict[str, float] = {}
             if evaluation and not stop:  # who has been asked to end may not have the time
                 pending.write_all()
+                status.enter(EVALUATING)
                 numbers = _evaluated(evaluators, bind(state.eval_params, state.model_state))
-                writer.write(step, numbers)
+                writer.write(step, numbers | slowest(progress))
                 checkpoints.look_for_best(numbers)
                 progress.restart_clock()
             if (last or stop or checkpoints.due(step)) and step > start:
                 pending.write_all()  # a state that is not finite is noticed before it is saved
+                status.enter(SAVING)
                 meta = replace(run.meta, evaluated=not (evaluation and stop))
                 checkpoints.save_or_retry(state, meta, numbers, wait=bool(last or stop))
             if stop:
-                writer.close()
                 raise Interrupted(
                     f"ended at step {step} of {config.steps} ({stop}), with a checkpoint; the same "
                     "command goes on from there"
@@ -117,17 +152,47 @@ def train(config: Config, workdir: Path) -> Run:
             waiting = time.perf_counter()
             batch = next(batches)
             progress.waited(time.perf_counter() - waiting)
+            on_devices = put_batch(run.mesh, batch, config.accumulate > 1)
             if step == start:
-                log.info("the first step is compiled, which may take a while")
-            state, metrics = train_step(state, put_batch(run.mesh, batch, config.accumulate > 1))
+                status.enter(COMPILING)
+                train_step = _compiled(run, train_step, state, on_devices, progress)
+            profile.at(step)
+            # Nothing is to come to the devices or to leave them that nobody sent.
+            with (
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+                jax.transfer_guard("disallow"),
+            ):
+                state, metrics = train_step(state, on_devices)
             # The step runs in the background: numbers of earlier steps are read meanwhile, and the
             # next batch comes to the devices.
             pending.add(step + 1, metrics, batch)
 
-    progress.close()
-    checkpoints.close()
-    writer.close()
     return run
+
+
+def _compiled(
+    run: Run, train_step: TrainStep, state: TrainState, batch: Any, progress: Progress
+) -> TrainStep:
+    """The step, compiled now; tells what it costs."""
+    log.info("the step is compiled, which may take a while")
+    found = compiled(train_step, state, batch, run.mesh)
+    kind = run.mesh.devices.flat[0].device_kind
+    progress.costs(found.flops, peak_flops(kind, run.config.model.dtype))
+    log.info(
+        "compiled in %.0f s for %d × %s: %.1f GFLOP a step and device, %.2f GiB of temporaries",
+        found.seconds,
+        run.mesh.size,
+        kind,
+        found.flops / 1e9,
+        found.temporaries / 2**30,
+    )
+    return found.step
+
+
+def _step_evaluated(checkpoints: Checkpoints) -> int | None:
+    """The step that a run goes on from, evaluated before it was saved unless it was in a hurry."""
+    own = checkpoints.latest_step()
+    return own if own is not None and checkpoints.meta(own).evaluated else None
 
 
 def _evaluated(evaluators: Mapping[str, Evaluator], fns: EncodeFns) -> dict[str, float]:
@@ -154,10 +219,15 @@ class PendingMetrics:
         writer: MetricWriter,
         progress: Progress,
         checkpoints: Checkpoints,
+        temperature_range: tuple[float, float] | None,
     ) -> None:
         self.every, self.source = config.log.every, source
+        self.alarms = Alarms(config.objective.name, temperature_range)
         self.skipped, self.max_skipped = 0, config.optim.max_skipped
-        self.schedule = build_schedule(config.optim, config.steps)
+        # All of them now: later they would wait on the devices behind the step that runs, and the
+        # next step would wait for that.
+        schedule = build_schedule(config.optim, config.steps)
+        self.learning_rates = np.asarray(schedule(jnp.arange(config.steps)))
         self.writer, self.progress, self.checkpoints = writer, progress, checkpoints
         self.waiting: list[tuple[int, dict[str, jax.Array], Batch]] = []
 
@@ -167,8 +237,13 @@ class PendingMetrics:
             self.write_all()
         self.waiting.append((step, metrics, batch))
         if len(self.waiting) > AHEAD:
-            jax.block_until_ready(self.waiting[-1 - AHEAD][1])
+            self._wait_for(self.waiting[-1 - AHEAD][1])
         self.progress.advance()
+
+    def _wait_for(self, metrics: Any) -> None:
+        began = time.perf_counter()
+        jax.block_until_ready(metrics)
+        self.progress.blocked(time.perf_counter() - began)
 
     def write_all(self) -> None:
         """Waits for what is pending, checks it, and writes the lines that are due.
@@ -176,6 +251,7 @@ class PendingMetrics:
         Raises:
           NonFiniteError: with the step, the ids of its batch and the last good checkpoint.
         """
+        self._wait_for([metrics for _, metrics, _ in self.waiting])
         for step, metrics, batch in self.waiting:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             watched = ("loss", "gradient_norm", "parameter_norm")
@@ -183,7 +259,8 @@ class PendingMetrics:
                 self._skip_or_stop(step, values, batch)
                 values = {name: x for name, x in values.items() if math.isfinite(x)}  # as in JSON
             if step % self.every == 0:
-                values["learning_rate"] = float(self.schedule(step - 1))
+                values["learning_rate"] = float(self.learning_rates[step - 1])
+                self.alarms.look(step, values)
                 values |= self.progress.rates(values["loss"])
                 self.writer.write(step, values)
         self.waiting.clear()

@@ -1,5 +1,6 @@
 """The jitted functions: one training step, and encoding with a given state."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.color_jitter import color_jitter
 from clip_lite_jax.config import MeshConfig
+from clip_lite_jax.files import cache_folder
+from clip_lite_jax.flops import flops
 from clip_lite_jax.gathering import in_pieces
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
@@ -61,6 +64,8 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
             "bad_examples": jnp.sum(~batch.valid),
+            **{f"gradient_norm/{part}": optax.tree.norm(tree) for part, tree in grads.items()},
+            **{f"parameter_norm/{part}": optax.tree.norm(tree) for part, tree in params.items()},
             **learner.model.watched(state.params),
         }
         new = TrainState(
@@ -85,6 +90,43 @@ def make_train_step(
         out_shardings=(None, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A training step after compilation, and what it costs."""
+
+    step: TrainStep
+    seconds: float
+    """That it took to compile."""
+    flops: float
+    """Of its products, on each device; see `flops.flops`."""
+    temporaries: int
+    """Bytes that it needs on a device beside its arguments."""
+
+
+def compiled(step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh) -> Compiled:
+    """`step` for such a state and batch, compiled now."""
+    start = time.perf_counter()
+    traced = step.trace(state, batch)  # type: ignore[attr-defined]
+    program = traced.lower().compile()
+    analysis = program.memory_analysis()
+    return Compiled(
+        program,
+        time.perf_counter() - start,
+        flops(traced) / mesh.size,
+        analysis.temp_size_in_bytes if analysis else 0,
+    )
+
+
+def use_compilation_cache() -> None:
+    """Programs for accelerators are compiled once, and read from the user's cache then.
+
+    Those for CPUs are not: one that was read back can hang in its exchange between devices
+    (jaxlib 0.10.2).
+    """
+    if jax.default_backend() != "cpu" and jax.config.read("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def _jittered(batch: Batch) -> Batch:

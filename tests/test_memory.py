@@ -13,6 +13,7 @@ from test_negatives import Cosine, make_pairs
 
 from clip_lite_jax.config import NegativesConfig
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.hlo import traffic
 from clip_lite_jax.negatives import (
     Drawn,
     Pairs,
@@ -21,8 +22,8 @@ from clip_lite_jax.negatives import (
     remember,
     uses_memory,
 )
-from clip_lite_jax.objectives import build_objective
-from clip_lite_jax.sharding import build_mesh, put_batch
+from clip_lite_jax.objectives import RowScores, Scores, build_objective
+from clip_lite_jax.sharding import batch_sharding, build_mesh, put_batch
 
 BATCH, LANES, KEPT = 64, 8, 24  # a lane is dealt 8 rows a step and keeps those of 3 steps
 
@@ -89,13 +90,37 @@ def test_the_queue_scores_keys(mesh: Mesh) -> None:
     pairs, scores = pairs_of(4), drawn.scores
     assert scores.negative.shape == (1, 2 * BATCH, KEPT)
     own = 3 * np.sum(pairs.image * 2 * pairs.text, axis=1)
-    np.testing.assert_allclose(scores.positive, np.concatenate([own, own]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores.positive, np.repeat(own, 2), rtol=1e-4, atol=1e-4)
     lane = np.arange(BATCH) // 8
     expected = 3 * np.einsum("bd,bmd->bm", pairs.image, memory.text[lane])
-    np.testing.assert_allclose(scores.negative[0, :BATCH], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores.negative[0, 0::2], expected, rtol=1e-4, atol=1e-4)
     expected = 3 * np.einsum("bd,bmd->bm", pairs.text, memory.image[lane])
-    np.testing.assert_allclose(scores.negative[0, BATCH:], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores.negative[0, 1::2], expected, rtol=1e-4, atol=1e-4)
     assert np.all(drawn.index < 0)
+
+
+@pytest.mark.parametrize("name", ["queue", "memory"])
+def test_what_is_sent_does_not_grow_with_the_devices(name: str) -> None:
+    """The scores of a step and what it keeps, for as many pairs on each of 2, 4 and 8 devices."""
+
+    def sent(devices: int) -> dict[str, float]:
+        mesh, batch, block = build_mesh(jax.devices()[:devices]), 32 * devices, 64
+        settings = NegativesConfig(name=name, sides="both", block=block, lanes=4, memory=32)
+        sampler = build_sampler(settings, batch, mesh)
+
+        def step(pairs: Pairs) -> tuple[Any, Scores | RowScores]:
+            key, number = jax.random.key(0), jnp.zeros((), jnp.int32)
+            kept = remember(settings, batch, mesh, key, number, pairs)
+            return kept, sampler(key, number, pairs, Cosine()).scores
+
+        pairs = put_batch(mesh, make_pairs(batch))
+        memory = jax.device_put(init_memory(settings, batch, mesh, pairs), batch_sharding(mesh))
+        pairs = pairs.replace(memory=memory, key_image=pairs.image, key_text=pairs.text)
+        return traffic(jax.jit(step).lower(pairs).compile().as_text()).sent
+
+    two, four, eight = (sent(devices) for devices in (2, 4, 8))
+    assert two == four == eight  # the pairs of a block lie on two devices
+    assert {kind for kind, size in two.items() if size} == {"all-to-all"}
 
 
 def test_memory_scores_the_lane_and_what_it_kept(mesh: Mesh) -> None:
@@ -112,11 +137,19 @@ def test_memory_scores_the_lane_and_what_it_kept(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [config("memory"), config("hard", pool="memory"), config("k", k=9, pool="memory")]
+    "settings",
+    [
+        config("memory"),
+        config("queue"),
+        config("hard", pool="memory"),
+        config("k", k=9, pool="memory"),
+    ],
+    ids=lambda settings: settings.name,
 )
 def test_devices_make_no_difference(settings: NegativesConfig) -> None:
     (one_memory, one), (memory, eight) = (
-        run(settings, 5, build_mesh(jax.devices()[:n])) for n in (1, 8)
+        run(settings, 5, build_mesh(jax.devices()[:n]), keys=settings.name == "queue")
+        for n in (1, 8)
     )
     jax.tree.map(np.testing.assert_array_equal, one_memory, memory)
     np.testing.assert_array_equal(one.index, eight.index)

@@ -97,3 +97,33 @@ def test_eight_devices_compute_what_one_does(statistics: Any) -> None:
         step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(whole, rows, rows))
         results.append(jax.device_get(step(variables, images, valid)))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e4])
+def test_statistics_far_from_zero_keep_their_digits(far: float) -> None:
+    """Moments are taken about the running mean: float32 squares of 1e4 would lose a variance of 4.
+
+    Values and gradients are those of the definition, in two passes in float64.
+    """
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(far, 2, (16, 4, 4, 5)), rng.normal(size=(16, 4, 4, 5))
+    valid = np.arange(16) != 3
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x.astype(np.float32))
+    variables["batch_stats"]["mean"] += far + 1  # where training has brought it
+
+    def ours(x: Any) -> Any:
+        y, _ = normalise(norm, variables, x.astype(np.float32), valid)
+        return jnp.sum(y * g * shaped(valid))
+
+    def defined(x: Any) -> Any:
+        mean = jnp.mean(x[valid], axis=(0, 1, 2))
+        var = jnp.mean((x[valid] - mean) ** 2, axis=(0, 1, 2))
+        y = (x - mean) / jnp.sqrt(var + norm.epsilon)
+        return jnp.sum(y * g * shaped(valid))
+
+    with jax.enable_x64(True):
+        near = x.astype(np.float32).astype(np.float64)  # what both see
+        expected = jax.grad(defined)(near)
+        found = jax.grad(ours)(near)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)

@@ -1,6 +1,7 @@
 """Plans: what is compiled, for which devices, what is read from it, and what does not work."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from conftest import tiny_config
 
 from clip_lite_jax import cli
 from clip_lite_jax.apps.plan import Request, environment, plan
-from clip_lite_jax.apps.plan_chips import CHIPS, chip_of
 from clip_lite_jax.apps.plan_process import build_target, make_plan
 from clip_lite_jax.apps.plan_program import Work, estimate, memory_refused
 from clip_lite_jax.apps.plan_search import changed, changes, largest_batch
 from clip_lite_jax.apps.plan_step import abstract_step, vocabulary
+from clip_lite_jax.chips import CHIPS, chip_of
 from clip_lite_jax.config import NegativesConfig, ObjectiveConfig, OptimConfig, load_config
 from clip_lite_jax.data.pipeline import TrainTransform, train_batches
 from clip_lite_jax.errors import ConfigError
@@ -182,7 +183,8 @@ def test_fake_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 × cpu (not there)" in printed
     assert "not stated: --memory GIB" in printed
     assert "no speed is known of cpu" in printed
-    assert "all-reduce" in printed
+    assert re.search(r"all-reduce +[\d.]+ MB  \d+ times\n      gradients of ", printed)
+    assert re.search(r"all-to-all +[\d.]+ MB  \d+ times\n      negatives ", printed)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +388,7 @@ def test_frozen_towers_and_weights_of_others() -> None:
 
 def test_a_roofline() -> None:
     chip = CHIPS["v5e"]
-    work = Work(197 * 10**9, 819 * 10**6, {"all-reduce": 200 * 10**6}, {"all-reduce": 1})
+    work = Work(197 * 10**9, 819 * 10**6, {"all-reduce": 200 * 10**6}, {"all-reduce": 1}, [])
     config = load_config("configs/paper.py")  # bfloat16, 1,024 pairs, 250,000 steps
     found = estimate(work, chip, config, 8, 0.5, price=1.5)
     assert found.seconds == pytest.approx({"compute": 2e-3, "memory": 1e-3, "network": 1e-3})
@@ -395,7 +397,7 @@ def test_a_roofline() -> None:
     assert found.images_per_second == pytest.approx(512_000)
     assert found.hours == pytest.approx(500 / 3600)
     assert found.cost == pytest.approx(8 * 1.5 * 500 / 3600)
-    slow = Work(1, 819 * 10**6, {}, {})
+    slow = Work(1, 819 * 10**6, {}, {}, [])
     assert estimate(slow, chip, config, 8, 0.5).bound == "memory"
 
 
@@ -403,5 +405,6 @@ def test_chips_by_what_devices_call_themselves() -> None:
     assert chip_of("TPU v5 lite") == CHIPS["v5e"]
     assert chip_of("TPU v5") == CHIPS["v5p"]
     assert chip_of("NVIDIA H100 80GB HBM3") == CHIPS["H100"]
+    assert chip_of("NVIDIA H200") == CHIPS["H200"]
     assert chip_of("NVIDIA A100-SXM4-40GB") == CHIPS["A100"]
     assert chip_of("cpu") is None

@@ -22,6 +22,7 @@ from clip_lite_jax.data.tokenizer import load_tokenizer
 from clip_lite_jax.errors import CheckpointError, ConfigError
 from clip_lite_jax.models import build_model
 from clip_lite_jax.models.bert import Bert, relative_buckets
+from clip_lite_jax.models.layers import Embed
 from clip_lite_jax.models.text_encoders import TEXT_ENCODERS
 from clip_lite_jax.models.transformer import ClipText, Transformer
 from clip_lite_jax.models.word_vectors import WordVectors
@@ -272,3 +273,17 @@ def test_broken_word_vectors_are_refused(tmp_path: Path, content: str, message: 
     file.write_text(content)
     with pytest.raises(CheckpointError, match=message):
         read_glove(file)
+
+
+def test_common_tokens_keep_what_every_place_adds() -> None:
+    """Of 1,000 places each adds 1; a sum in bfloat16 stands still at 256."""
+    embed = Embed(3, 2, dtype=jnp.bfloat16)
+    tokens = jnp.array([1] * 1000 + [2])
+    variables = embed.init(jax.random.key(0), tokens)
+    assert embed.apply(variables, tokens).dtype == jnp.bfloat16
+
+    def total(variables: Any) -> Any:
+        return jnp.sum(embed.apply(variables, tokens).astype(jnp.float32))
+
+    found = jax.grad(total)(variables)["params"]["embedding"]
+    assert found.tolist() == [[0, 0], [1000, 1000], [1, 1]]

@@ -239,7 +239,9 @@ def test_the_loop_waits_for_all_but_the_last_step(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
     pending = PendingMetrics.__new__(PendingMetrics)
     pending.every, pending.waiting = 100, []
-    pending.progress = SimpleNamespace(advance=lambda: None)  # type: ignore[assignment]
+    pending.progress = SimpleNamespace(  # type: ignore[assignment]
+        advance=lambda: None, blocked=lambda seconds: None
+    )
     for step in range(1, 6):
         pending.add(step, step, None)  # type: ignore[arg-type]
         assert waited == list(range(1, step))

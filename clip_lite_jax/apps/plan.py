@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_lite_jax.apps.plan_chips import check_topology
+from clip_lite_jax.chips import check_topology
 from clip_lite_jax.config import Config, to_dict
 from clip_lite_jax.errors import ConfigError
 

@@ -11,7 +11,6 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from clip_lite_jax.apps.plan import Request
-from clip_lite_jax.apps.plan_chips import TOPOLOGIES, Chip, chip_of
 from clip_lite_jax.apps.plan_program import (
     Estimate,
     Program,
@@ -22,6 +21,7 @@ from clip_lite_jax.apps.plan_program import (
 )
 from clip_lite_jax.apps.plan_search import Change, changed, changes, largest_batch
 from clip_lite_jax.apps.plan_step import AbstractStep, learner_of, vocabulary
+from clip_lite_jax.chips import TOPOLOGIES, Chip, chip_of
 from clip_lite_jax.config import Config, from_dict
 from clip_lite_jax.errors import ConfigError, UserError
 from clip_lite_jax.sharding import build_mesh

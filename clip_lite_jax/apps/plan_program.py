@@ -10,10 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clip_lite_jax.apps.plan_chips import Chip
 from clip_lite_jax.apps.plan_step import AbstractStep, abstract_step
+from clip_lite_jax.chips import Chip
 from clip_lite_jax.config import Config
 from clip_lite_jax.hlo import matmul_flops, traffic
+from clip_lite_jax.hlo_collectives import Collective, collectives
 from clip_lite_jax.hlo_memory import bytes_moved
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -29,6 +30,8 @@ class Work:
     sent: dict[str, int]
     """Bytes that leave the device, by kind of collective."""
     exchanges: dict[str, int]
+    collectives: list[Collective]
+    """The same by what it is for."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[AbstractStep, Program]:
         bytes_moved(text),
         {kind: round(size) for kind, size in moved.sent.items()},
         moved.count,
+        collectives(text),
     )
     return step, Program(sum(memory.values()), seconds, memory, work)
 

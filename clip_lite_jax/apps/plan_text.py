@@ -93,6 +93,11 @@ def _work(plan: dict[str, Any]) -> list[Row]:
         if times:
             sent = f"{number(work['sent'][kind] / 1e6)} MB"
             rows.append((f"    {kind}", sent, f"{times} times"))
+            rows += [
+                (f"      {c['purpose']}", f"{number(c['sent'] / 1e6)} MB", f"in {c['times']}")
+                for c in work["collectives"]
+                if c["kind"] == kind
+            ]
     return rows
 
 

@@ -88,6 +88,8 @@ class MeshConfig:
 class LogConfig:
     every: PositiveInt = 1
     """Steps between lines of ``metrics.jsonl``."""
+    profile: tuple[NonNegativeInt, PositiveInt] | None = None
+    """Steps from the first up to the second are traced into ``profile/``."""
     tensorboard: bool = True
     wandb_project: str | None = None
     """Weights & Biases project; needs the extra ``wandb``."""
@@ -138,5 +140,7 @@ def validate(config: Config) -> None:
             f"resume_from={config.resume_from!r} and init_from={config.init_from!r}: one of them; "
             "the second begins anew with the weights of another run"
         )
+    if config.log.profile is not None and config.log.profile[0] >= config.log.profile[1]:
+        raise ConfigError(f"log.profile={config.log.profile}: the first step is below the second")
     if config.data.held_out > 0.45:
         raise ConfigError(f"data.held_out={config.data.held_out} leaves too little to train on")

@@ -13,6 +13,7 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.models.layers import (
     ACTIVATIONS,
     Activation,
+    Embed,
     Remat,
     apply_blocks,
     attention,
@@ -101,7 +102,7 @@ class Bert(nn.Module):
                 f"data.max_tokens={length} is more than the {room} positions of model.text"
             )
         init = nn.initializers.normal(0.02)
-        embed = partial(nn.Embed, features=self.width, embedding_init=init, **types)
+        embed = partial(Embed, features=self.width, embedding_init=init, **types)
         where = jnp.arange(length) + self.first_position
         x = embed(num_embeddings=self.vocab_size, name="words")(tokens)
         x = x + embed(num_embeddings=self.positions, name="places")(where)
@@ -112,7 +113,7 @@ class Bert(nn.Module):
         bias = None
         if self.relative_buckets:
             buckets = relative_buckets(length, self.relative_buckets)
-            table = nn.Embed(
+            table = Embed(
                 self.relative_buckets, self.heads, embedding_init=init, name="relative", **types
             )
             bias = jnp.moveaxis(table(buckets), -1, 0)[None]  # [1, heads, L, L]

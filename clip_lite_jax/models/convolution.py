@@ -1,6 +1,7 @@
 """Convolutions and pooling, formulated so that every backend runs them well.
 
-XLA's CPU backend has slow paths, which these go round; other backends get XLA's own operations.
+XLA's CPU backend has slow paths, which these go round, and one of them its CUDA backend has, too;
+else they are XLA's own operations.
 What it gains: docs/benchmarks.md.
 """
 
@@ -78,7 +79,8 @@ def convolve(
 def max_pool(x: Array) -> Array:
     """``[B, H, W, C]`` → ``[B, ⌈H / 2⌉, ⌈W / 2⌉, C]``: maxima of 3 × 3, every other pixel, padded.
 
-    XLA's CPU backend needs six times longer for its gradient than the formula here.
+    For its gradient XLA's CPU backend needs six times longer than the formula here, its CUDA
+    backend twice as long.
     """
     if x.shape[1] % 2 or x.shape[2] % 2:
         return _pooled(x)
@@ -191,7 +193,8 @@ def _max_pool_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array]:
     def general(x: Array, _: Array, g: Array) -> Array:
         return jax.vjp(_pooled, x)[1](g)[0]
 
-    return (lax.platform_dependent(x, y, g, cpu=_max_pool_gradient, default=general),)
+    ours = _max_pool_gradient
+    return (lax.platform_dependent(x, y, g, cpu=ours, cuda=ours, default=general),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.gathering import SCANNED, gathered_layer
@@ -23,6 +23,16 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 Remat = Literal["none", "full", "dots"]
 """What the backward pass computes again: nothing, all within a block, or all but products."""
+
+
+class Embed(nn.Embed):
+    """`nn.Embed` that takes rows in the type of the parameters, and gradients of rows with it.
+
+    In bfloat16 a token that is common in a batch would lose what most of its places add.
+    """
+
+    def __call__(self, inputs: ArrayLike) -> Array:  # [...] -> [..., features]
+        return jnp.take(self.embedding, inputs, axis=0).astype(self.dtype)
 
 
 def attention(

@@ -56,15 +56,19 @@ class BatchNorm(nn.Module):
             )
         parts = x.reshape(groups, x.shape[0] // groups, -1, x.shape[-1])  # [G, B / G, pixels, C]
         weight = None if valid is None else valid.reshape(*parts.shape[:2], 1, 1).astype(kind)
-        batch_mean, batch_var, count = _moments(parts.astype(kind), weight)  # [G, C] twice, [G]
+        # All about the running mean: of numbers far from 0, squares and products with a factor
+        # would leave few digits.
+        centre = lax.stop_gradient(mean.value)
+        centred = parts.astype(kind) - centre
+        offset, batch_var, count = _moments(centred, weight)  # [G, C] twice, [G]
         factor = scale * lax.rsqrt(batch_var + self.epsilon)
-        shift = bias - batch_mean * factor
-        y = (parts * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
+        shift = bias - offset * factor
+        y = (centred * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
         if not self.is_initializing():
             unbiased = batch_var * (count / jnp.maximum(count - 1, 1))[:, None]
             momentum = jnp.where(jnp.any(count > 0), self.momentum, 0)
             share = (count / jnp.maximum(jnp.sum(count), 1))[:, None]
-            for running, new in ((mean, batch_mean), (var, unbiased)):
+            for running, new in ((mean, offset + centre), (var, unbiased)):
                 step = momentum * (jnp.sum(new * share, axis=0) - running.value)
                 running.value = running.value + step
         return y.reshape(x.shape)
@@ -80,7 +84,7 @@ def _moments(x: Array, weight: Array | None) -> tuple[Array, Array, Array]:
     count = jnp.sum(weight, axis=(1, 2, 3)) * x.shape[2]  # [G]
     divisor = jnp.maximum(count, 1)[:, None]
     mean = jnp.sum(x * weight, axis=(1, 2)) / divisor
-    # Of differences, not of squares: the second loses all digits where the mean is large.
-    centred = (x - mean[:, None, None]) ** 2 * weight
-    var = jnp.sum(centred, axis=(1, 2)) / divisor
+    # Two sums that need nothing of each other: x is read once, and devices exchange once.
+    square = jnp.sum(x * x * weight, axis=(1, 2)) / divisor
+    var = jnp.maximum(square - mean * mean, 0)
     return mean, jnp.where(count[:, None] > 0, var, 1), count

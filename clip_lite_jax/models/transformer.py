@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.models.layers import Activation, Block, Remat, apply_blocks, masked_mean
+from clip_lite_jax.models.layers import Activation, Block, Embed, Remat, apply_blocks, masked_mean
 
 
 class Transformer(nn.Module):
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         """``[B, L]`` int32 tokens and their bool mask → ``[B, width]`` features."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = nn.initializers.normal(0.02)
-        x = nn.Embed(self.vocab_size, self.width, embedding_init=init, **types)(tokens)
+        x = Embed(self.vocab_size, self.width, embedding_init=init, **types)(tokens)
         position = self.param("position", init, (self.max_tokens, self.width), self.param_dtype)
         x = x + position[: tokens.shape[1]].astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -81,9 +81,7 @@ class ClipText(nn.Module):
                 f"{self.positions}"
             )
         embed = nn.initializers.normal(0.02)
-        x = nn.Embed(self.vocab_size, self.width, embedding_init=embed, name="words", **types)(
-            tokens
-        )
+        x = Embed(self.vocab_size, self.width, embedding_init=embed, name="words", **types)(tokens)
         start = nn.initializers.normal(0.01)
         position = self.param("position", start, (self.positions, self.width), self.param_dtype)
         x = x + position[:length].astype(self.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from clip_lite_jax.models.layers import masked_mean
+from clip_lite_jax.models.layers import Embed, masked_mean
 
 
 class WordVectors(nn.Module):
@@ -25,5 +25,5 @@ class WordVectors(nn.Module):
         del train
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = nn.initializers.normal(0.1)
-        x = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="words", **types)
+        x = Embed(self.vocab_size, self.width, embedding_init=init, name="words", **types)
         return masked_mean(x(tokens), mask)

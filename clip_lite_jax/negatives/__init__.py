@@ -8,6 +8,7 @@ there are.
 
 from collections.abc import Callable
 
+import jax
 from jax.sharding import Mesh
 
 from clip_lite_jax.config import NegativesConfig
@@ -75,5 +76,8 @@ def build_sampler(
     if batch % batch_shards(mesh):
         raise ConfigError(f"batch_size={batch} does not divide over {batch_shards(mesh)} devices")
     if config.name == "all":
-        return build_all(config, batch, mesh, bound)
-    return NEGATIVES[config.name](config, batch, mesh)
+        sampler = build_all(config, batch, mesh, bound)
+    else:
+        sampler = NEGATIVES[config.name](config, batch, mesh)
+    # In profiles, and in programs whose exchanges are listed (`hlo_collectives`).
+    return jax.named_scope("negatives")(sampler)

@@ -4,6 +4,7 @@ Every lane keeps the rows that it was dealt, first in, first out, so that nothin
 the batch crosses the network.  What is kept has no gradient.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,7 +53,8 @@ def build_queue(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
 
     The pair itself is scored against keys too, T(image, key of its text) on the text side, so that
     the critic cannot tell pairs by the encoder.  With both sides the result has one side of 2 B
-    rows, images first.  The first step has no negatives.
+    rows, image and text of a pair in turn: so every row stays on the device of its pair, where a
+    list of all images before all texts would move half of them.  The first step has no negatives.
 
     Source: MoCo (arXiv 1911.05722), algorithm 1.
     """
@@ -68,17 +70,22 @@ def build_queue(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
         }
         sides = sides_of(config.sides)
         parts = [_remembered_scores(pairs, critic, side, layout) for side in sides]
-        negative, valid, index = (jnp.concatenate(x)[None] for x in zip(*parts, strict=True))
+        negative, valid, index = (_in_turn(x)[None] for x in zip(*parts, strict=True))
         scores = Scores(
-            positive=jnp.concatenate([by_side[side] for side in sides]),
+            positive=_in_turn([by_side[side] for side in sides]),
             negative=negative,  # [1, S B, M]
             valid=valid,
             log_weight=jnp.zeros_like(negative),
-            positive_valid=jnp.concatenate([pairs.valid] * len(sides)),
+            positive_valid=_in_turn([pairs.valid] * len(sides)),
         )
         return Drawn(scores, index)
 
     return sample
+
+
+def _in_turn(sides: Sequence[Array]) -> Array:
+    """``[B, ...]`` of each side -> ``[S B, ...]``, the sides of a row beside each other."""
+    return from_lanes(jnp.stack(sides, axis=1))
 
 
 def build_memory(config: NegativesConfig, batch: int, mesh: Mesh) -> Sampler:
@@ -154,6 +161,7 @@ def init_memory(config: NegativesConfig, batch: int, mesh: Mesh, pairs: Pairs) -
     return jax.tree.map(empty, _kept(config, pairs))
 
 
+@jax.named_scope("negatives")
 def remember(
     config: NegativesConfig, batch: int, mesh: Mesh, key: Array, step: Array, pairs: Pairs
 ) -> Memory:

@@ -30,6 +30,7 @@ CHIPS: dict[str, Chip] = {
     "v6e": Chip(32, 918, 918, 1640, 448, f"{_TPU}/v6e"),
     # Links: NVLink, half of what is published for both directions.
     "H100": Chip(80, 989, 495, 3350, 450, f"{_NVIDIA}/h100, SXM, dense"),
+    "H200": Chip(141, 989, 495, 4800, 450, f"{_NVIDIA}/h200, SXM, dense"),
     "A100": Chip(80, 312, 156, 2039, 300, f"{_NVIDIA}/a100, SXM 80 GB, dense"),
     # Links: PCIe.  The T4 has no bfloat16: it computes in float32.
     "T4": Chip(16, 8.1, 8.1, 320, 16, f"{_NVIDIA}/tesla-t4"),
@@ -42,6 +43,14 @@ KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "
 
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x4", "v5e:16x16", "v5p:2x2x1", "v6e:2x4")
 """Examples; `check_topology` says what else is one."""
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Operations a second at best, of products in `dtype`; None for what is not in the table."""
+    chip = chip_of(device_kind)
+    if chip is None:
+        return None
+    return 1e12 * (chip.bfloat16_tflops if dtype == "bfloat16" else chip.float32_tflops)
 
 
 def chip_of(device_kind: str) -> Chip | None:
