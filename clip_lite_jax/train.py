@@ -145,8 +145,12 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
             if stop:
                 raise Interrupted(
                     f"ended at step {step} of {config.steps} ({stop}), with "
-                    f"{'a checkpoint' if checkpoints.latest_step() == step else 'nothing to save yet'}"
-                    "; the same command goes on from there"
+                    + (
+                        "a checkpoint"
+                        if checkpoints.latest_step() == step
+                        else "nothing to save yet"
+                    )
+                    + "; the same command goes on from there"
                 )
             if last:
                 break
