@@ -143,15 +143,7 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
                 meta = replace(run.meta, evaluated=not (evaluation and stop))
                 checkpoints.save_or_retry(state, meta, numbers, wait=bool(last or stop))
             if stop:
-                raise Interrupted(
-                    f"ended at step {step} of {config.steps} ({stop}), with "
-                    + (
-                        "a checkpoint"
-                        if checkpoints.latest_step() == step
-                        else "nothing to save yet"
-                    )
-                    + "; the same command goes on from there"
-                )
+                raise _interrupted(step, config.steps, stop, checkpoints.latest_step() == step)
             if last:
                 break
             waiting = time.perf_counter()
@@ -198,6 +190,14 @@ def _step_evaluated(checkpoints: Checkpoints) -> int | None:
     """The step that a run goes on from, evaluated before it was saved unless it was in a hurry."""
     own = checkpoints.latest_step()
     return own if own is not None and checkpoints.meta(own).evaluated else None
+
+
+def _interrupted(step: int, steps: int, reason: str, saved: bool) -> Interrupted:
+    kept = "a checkpoint" if saved else "nothing to save yet"
+    return Interrupted(
+        f"ended at step {step} of {steps} ({reason}), with {kept}; the same command goes on from "
+        "there"
+    )
 
 
 def _evaluated(evaluators: Mapping[str, Evaluator], fns: EncodeFns) -> dict[str, float]:
