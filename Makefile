@@ -9,7 +9,7 @@ LIBTPU := .work/libtpu
 BUCKETS := .work/buckets
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs scaling encoders input-pipeline one-negative mutual-information test test-long format lock clean
+.PHONY: help quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -31,6 +31,9 @@ scaling: $(VENV)/installed $(LIBTPU)/installed  ## what devices send and hold, f
 
 encoders: .venv-peers/installed $(VENV)/installed  ## a step of the encoders beside PyTorch's (half an hour)
 	$(BIN)/python -m benchmarks.encoders
+
+train-step: .venv-peers/installed $(VENV)/installed  ## the loop over its step, and steps beside open_clip's (half an hour)
+	$(BIN)/python -m benchmarks.train_step
 
 input-pipeline: .venv-peers/installed $(VENV)/installed-test  ## pictures read in a second beside PyTorch's readers (half an hour)
 	$(BIN)/python -m benchmarks.input_pipeline
