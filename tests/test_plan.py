@@ -211,7 +211,8 @@ def test_requests_that_cannot_be_met(
 def two_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make_plan` in this process, of whose eight fake devices it gets two."""
     monkeypatch.setattr(
-        "clip_lite_jax.apps.plan_process.build_mesh", lambda devices: build_mesh(devices[:2])
+        "clip_lite_jax.apps.plan_process.build_mesh",
+        lambda devices, config: build_mesh(devices[:2], config),
     )
 
 
@@ -265,7 +266,7 @@ def test_attached_accelerators_get_the_largest_batch_and_a_time(
     )
     with monkeypatch.context() as patch:
         patch.setattr("jax.devices", lambda: [accelerator] * 2)
-        patch.setattr("clip_lite_jax.apps.plan_process.build_mesh", lambda devices: mesh)
+        patch.setattr("clip_lite_jax.apps.plan_process.build_mesh", lambda devices, config: mesh)
         target = build_target(Request())
     assert (target.chip, target.memory) == (CHIPS["L4"], limit)
     monkeypatch.setattr("clip_lite_jax.apps.plan_process.build_target", lambda request: target)
@@ -338,7 +339,7 @@ def test_what_is_planned_is_what_training_takes(
     run = build_run(config, tmp_path)
     stored = replace(config.data, tokenizer=str(tmp_path / "tokenizer.model"))
     step = abstract_step(replace(config, data=stored), run.mesh)
-    state, _ = run.init_state(load=False)
+    state, _ = run.init_state({})
     assert shapes(step.state) == shapes(state)
     inputs = run.inputs(state.params, state.model_state)
     twice = config.objective.visual_weight > 0
