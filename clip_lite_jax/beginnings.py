@@ -69,6 +69,7 @@ def weights_of(path: str, model: Model) -> Mapping[str, Any]:
                 f"init_from={path!r} does not fit: {name} is {there.get(name, 'missing')} there "
                 f"and {here.get(name, 'missing')} in this model; use its model configuration"
             )
+    theirs = jax.device_get(theirs)  # they lie on a mesh of `load`'s
     return {
         part: {name: tree[part] for name, tree in theirs.items() if part in tree} for part in params
     }

@@ -211,7 +211,8 @@ def restore_or_init(
     if config.resume_from is not None:
         state, optimizer = run.init_state({})
         state = resumed(config, state)
-        log.info("restored checkpoint %d of %s, to go on from", state.step, config.resume_from)
+        number = int(state.step)  # the array is gone with the first step, a record may stay
+        log.info("restored checkpoint %d of %s, to go on from", number, config.resume_from)
         return state, optimizer
     if config.init_from is not None:
         begun = run.init_state(weights_of(config.init_from, run.model))

@@ -261,7 +261,7 @@ class PendingMetrics:
             if step % self.every == 0:
                 values["learning_rate"] = float(self.learning_rates[step - 1])
                 self.alarms.look(step, values)
-                values |= self.progress.rates(values["loss"])
+                values |= self.progress.rates(values.get("loss", math.nan))
                 self.writer.write(step, values)
         self.waiting.clear()
 

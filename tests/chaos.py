@@ -32,7 +32,7 @@ from clip_lite_jax.config import (
     to_dict,
 )
 from clip_lite_jax.files import read_json_lines
-from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 
 EVERY = 5
 """Steps between checkpoints."""
@@ -400,8 +400,10 @@ def arrays(workdir: Path, step: int) -> dict[str, Any]:
 
 def curve(workdir: Path) -> list[dict[str, Any]]:
     """``metrics.jsonl`` without what a clock measured."""
-    timed = {"images_per_second", "data_wait"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir)]
+    return [
+        {k: v for k, v in line.items() if k not in FROM_THE_MACHINE}
+        for line in read_metrics(workdir)
+    ]
 
 
 def ids(folder: Path) -> dict[int, list[int]]:

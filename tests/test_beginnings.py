@@ -18,6 +18,7 @@ from clip_lite_jax.errors import CheckpointError, ConfigError
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics
 from clip_lite_jax.run import Run, build_run, restore_or_init
+from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train import train
 from clip_lite_jax.train_state import TrainState
 
@@ -30,11 +31,14 @@ def eight(pairs: Path) -> Config:
     return replace(config, checkpoint=CheckpointConfig(every=2, keep=9))
 
 
-@pytest.fixture
-def whole(eight: Config, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(eight: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps."""
-    workdir = tmp_path / "whole"
-    train(eight, workdir)
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        two = jax.devices()[:2]
+        patch.setattr("clip_lite_jax.run.build_mesh", lambda config: build_mesh(two, config))
+        train(eight, workdir)
     return workdir
 
 

@@ -25,7 +25,7 @@ from clip_lite_jax.config import (
 )
 from clip_lite_jax.errors import Interrupted
 from clip_lite_jax.inference import load
-from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 from clip_lite_jax.run import build_run, restore_or_init
 from clip_lite_jax.sharding import build_mesh
 
@@ -73,8 +73,10 @@ def run(
 
 
 def logged(workdir: Path) -> list[dict[str, Any]]:
-    clocks = {"images_per_second", "data_wait"}
-    return [{k: v for k, v in line.items() if k not in clocks} for line in read_metrics(workdir)]
+    return [
+        {k: v for k, v in line.items() if k not in FROM_THE_MACHINE}
+        for line in read_metrics(workdir)
+    ]
 
 
 def final_state(config: Config, workdir: Path) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from test_train import assert_same_state, final_state
 from clip_lite_jax import train as training
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.checkpoints import Checkpoints
-from clip_lite_jax.config import Config, MeshConfig, OptimConfig
+from clip_lite_jax.config import AugmentConfig, Config, MeshConfig, OptimConfig
 from clip_lite_jax.errors import NonFiniteError
 from clip_lite_jax.learner import build_learner
 from clip_lite_jax.models import build_model
@@ -104,6 +104,8 @@ def train_with(
     bad: set[int], config: Config, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trains with pixels that are no numbers in some steps, from 1 on."""
+    plain = AugmentConfig(brightness=0, contrast=0, saturation=0)  # those want whole numbers
+    config = replace(config, data=replace(config.data, augment=plain))
     real, step = training.put_batch, 0
 
     def put(mesh: Any, batch: Batch, *rest: Any) -> Any:
@@ -145,6 +147,8 @@ def test_skipped_steps_are_counted_and_logged(
         step: float(step in (2, 5)) for step in range(1, 7)
     }
     assert {line["step"] for line in lines if "loss" not in line} == {2, 5}
+    plain = AugmentConfig(brightness=0, contrast=0, saturation=0)
+    config = replace(config, data=replace(config.data, augment=plain))
     state = final_state(config, tmp_path / "run")
     assert state.step == 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))

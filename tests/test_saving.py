@@ -21,7 +21,7 @@ from clip_lite_jax import train as training
 from clip_lite_jax.checkpoints import ATTEMPTS, RETRY_SECONDS, Checkpoints
 from clip_lite_jax.config import CheckpointConfig, Config, LogConfig
 from clip_lite_jax.errors import CheckpointError
-from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 from clip_lite_jax.train import train
 from clip_lite_jax.train_state import TrainState
 
@@ -217,9 +217,11 @@ def assert_as_undisturbed(config: Config, workdir: Path, undisturbed: Path) -> N
     one, other = (final_state(config, folder) for folder in (workdir, undisturbed))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
-    clocks = {"images_per_second", "data_wait"}
     one, other = (
-        [{k: v for k, v in line.items() if k not in clocks} for line in read_metrics(folder)]
+        [
+            {k: v for k, v in line.items() if k not in FROM_THE_MACHINE}
+            for line in read_metrics(folder)
+        ]
         for folder in (workdir, undisturbed)
     )
     assert one == other
