@@ -144,8 +144,13 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
                 checkpoints.save_or_retry(state, meta, numbers, wait=bool(last or stop))
             if stop:
                 raise Interrupted(
-                    f"ended at step {step} of {config.steps} ({stop}), with a checkpoint; the same "
-                    "command goes on from there"
+                    f"ended at step {step} of {config.steps} ({stop}), with "
+                    + (
+                        "a checkpoint"
+                        if checkpoints.latest_step() == step
+                        else "nothing to save yet"
+                    )
+                    + "; the same command goes on from there"
                 )
             if last:
                 break

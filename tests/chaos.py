@@ -286,9 +286,7 @@ class Chaos:
             allowed |= {0 if strike["then"] is None else -signal.SIGKILL}
         assert status in allowed, self.story(text)
         if status == 75:
-            assert "with a checkpoint; the same command goes on from there" in text, self.story(
-                text
-            )
+            assert "; the same command goes on from there" in text, self.story(text)
         if status == 2:
             assert f"error: all checkpoints in {self.checkpoints} are damaged" in text
         before = text.partition("training examples,")[0]  # evaluation restores it once more

@@ -95,6 +95,17 @@ def test_a_run_that_was_asked_to_end_goes_on_as_if_it_was_not(
         np.testing.assert_array_equal(a, b)
 
 
+def test_before_the_first_step_there_is_nothing_to_save(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Interrupts, "requested", lambda self, step: "SIGTERM")
+    with pytest.raises(
+        Interrupted, match=r"step 0 of 5 \(SIGTERM\), with nothing to save yet; the"
+    ):
+        train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_second_signal_ends_at_once(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
