@@ -32,6 +32,9 @@ scaling: $(VENV)/installed $(LIBTPU)/installed  ## what devices send and hold, f
 encoders: .venv-peers/installed $(VENV)/installed  ## a step of the encoders beside PyTorch's (half an hour)
 	$(BIN)/python -m benchmarks.encoders
 
+train-step: .venv-peers/installed $(VENV)/installed  ## the loop over its step, and steps beside open_clip's (half an hour)
+	$(BIN)/python -m benchmarks.train_step
+
 input-pipeline: .venv-peers/installed $(VENV)/installed-test  ## pictures read in a second beside PyTorch's readers (half an hour)
 	$(BIN)/python -m benchmarks.input_pipeline
 

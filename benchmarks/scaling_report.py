@@ -83,7 +83,9 @@ def _by_method(records: list[Record], value: Value, exchanges: bool = False) -> 
 
 
 def _methods(records: list[Record]) -> list[str]:
-    return list(dict.fromkeys(r["method"] for r in records))
+    """Those of one negative first."""
+    found = dict.fromkeys(r["method"] for r in records)
+    return sorted(found, key=lambda method: not method.startswith("jsd"))
 
 
 def _cell(value: float | None) -> str:

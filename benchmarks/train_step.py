@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pages import places, write_tables
-from benchmarks.step_worker import Worker
+from benchmarks.step_worker import CLOCKS, Worker
 from benchmarks.train_step_cases import CPU, QUICK, Case, on_gpu
 from benchmarks.train_step_tables import tables
 
@@ -52,7 +52,11 @@ Start = Callable[[], Worker]
 
 
 def measure(
-    case: Case, start: Mapping[str, Start], ways: Mapping[str, dict[str, Any]], rounds: int
+    case: Case,
+    start: Mapping[str, Start],
+    ways: Mapping[str, dict[str, Any]],
+    rounds: int,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """Seconds of a step of every way, by turns, and what its process says of it.
 
@@ -82,7 +86,7 @@ def measure(
             for name in running:
                 time.sleep(PAUSE)
                 of[name].seconds(1, name)  # wakes the threads
-                taken = float(np.median(of[name].seconds(3, name)))
+                taken = float(np.median(of[name].seconds(2, name, clock)))
                 found[name]["seconds"].append(taken / case.steps)
                 of[name].ask("rest", name)
         for name in running:
@@ -117,6 +121,9 @@ def compare(case: Case, given: argparse.Namespace, gpu: bool) -> dict[str, Any]:
         "ours": [sys.executable, "-m", "benchmarks.train_step_jax"],
         "open_clip": [str(given.torch), "-m", "benchmarks.train_step_torch"],
     }
+    if given.cores:
+        pinned = ["taskset", "-c", ",".join(map(str, range(given.cores)))]
+        commands = {project: pinned + command for project, command in commands.items()}
     start: dict[str, Start] = {
         project: lambda command=command: Worker(command, environment)  # type: ignore[misc]
         for project, command in commands.items()
@@ -126,8 +133,9 @@ def compare(case: Case, given: argparse.Namespace, gpu: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in groups:
         chosen = {name: way for name, way in ways.items() if name.split(",")[0] in group}
-        found |= measure(case, {p: start[p] for p in group}, chosen, given.rounds)
+        found |= measure(case, {p: start[p] for p in group}, chosen, given.rounds, given.clock)
     record = {"label": case.label, "case": case.options, "rounds": given.rounds}
+    record |= {"clock": given.clock, "cores": given.cores}
     return record | {"ways": found} | summary(case, found)
 
 
@@ -201,6 +209,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=(256, 512), help="on the GPU")
     parser.add_argument(
         "--together", type=int, default=256, help="largest batch of which two fit into the GPU"
+    )
+    parser.add_argument("--cores", type=int, help="on how many to train; all, unless told")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="of a step; on a busy machine 'work', with --cores 1",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--quick", action="store_true", help=f"small cases, into {QUICK_RESULTS}")

@@ -68,7 +68,9 @@ def _loop(part: dict[str, Any]) -> str:
 
 def _steps(part: dict[str, Any]) -> str:
     gpu = "driver" in part["provenance"]
-    head = ["towers", "trained by", "ms of a step", "pairs/s", "of open_clip's fastest"]
+    last = part["records"][-1]
+    time = "ms of a step" if last["clock"] == "wall" else "ms of a core for a step"
+    head = ["towers", "trained by", time, "pairs/s", "of open_clip's fastest"]
     head += ["MFU", "GiB", "s to compile"] if gpu else []
     lines: list[Sequence[str]] = [head, ["---"] * len(head)]
     for record in part["records"]:
@@ -94,12 +96,13 @@ def _steps(part: dict[str, Any]) -> str:
                     f"{way['facts']['compile_seconds']:.0f}",
                 ]
             lines.append(line)
-    last = part["records"][-1]
     peers: dict[str, Any] = next(
         (w["facts"] for n, w in last["ways"].items() if _is_peer(n, w)), {}
     )
     versions = f", torch {peers.get('torch')}, open_clip {peers.get('open_clip')}"
     command = COMMAND + (" --gpu" if gpu else "")
+    if last["cores"]:
+        command += f" --cores {last['cores']} --clock {last['clock']}"
     more = f"{versions}; {last['rounds']} turns"
     return f"{table(lines)}\n\n{_parameters(last)}\n\n{_origin(part, command, more)}"
 
@@ -150,4 +153,5 @@ def _parts(part: dict[str, Any]) -> str:
     lines: list[Sequence[str]] = [("part", "how", "ms"), ("---",) * 3]
     for name, versions in part["parts"].items():
         lines += [(name, how, f"{ms:,.2f}") for how, ms in versions.items()]
-    return f"{table(lines)}\n\n{_origin(part, 'python -m benchmarks.gpu_parts')}"
+    note = f" {part['note']}" if "note" in part else ""
+    return f"{table(lines)}\n\n{_origin(part, 'python -m benchmarks.gpu_parts')}{note}"

@@ -79,7 +79,7 @@ class Training:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         else:
-            torch.set_num_threads(os.cpu_count() or 1)
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
         layout = torch.channels_last if channels_last else torch.contiguous_format
         torch.manual_seed(0)
         self.case = case

@@ -1,8 +1,8 @@
 """What each exchange between devices in a compiled program is for, read from its HLO.
 
 The compiler keeps with most operations the name of what they were in the source, and joins small
-exchanges to larger ones.  So every operand of an exchange is followed back to an operation with a
-name.  Flax puts the modules into names and jax the transformations: ``transpose`` is of gradients.
+exchanges to larger ones.  So every operand of an exchange is followed back to an operation that has
+a name.  Flax puts modules into names, and jax transformations: ``transpose`` is of gradients.
 """
 
 import re
@@ -45,9 +45,9 @@ class Collective:
 def collectives(program: str) -> list[Collective]:
     """What a device sends when the program runs once, the most first.
 
-    Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of``, and
-    ``activations of`` what was split otherwise, ``negatives``, ``gradients of negatives``, ``sums``
-    of losses, metrics and norms, and ``other``.
+    Purposes are ``parameters of image_encoder``, ``gradients of critic``, ``statistics of`` what
+    counts over a batch, ``activations of`` what was split otherwise, ``negatives``, ``gradients of
+    negatives``, ``sums`` of losses, metrics and norms, and ``other``.
     """
     reader = _Reader(parse(program))
     times: dict[tuple[str, str], int] = {}

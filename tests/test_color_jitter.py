@@ -145,7 +145,7 @@ def first_batch(pairs: Path, workdir: Path) -> Batch:
     config = tiny_config(pairs)
     config = replace(config, data=replace(config.data, augment=PUBLISHED))
     run = build_run(config, workdir)
-    state, _ = run.init_state(load=False)
+    state, _ = run.init_state({})
     inputs = run.inputs(state.params, state.model_state)
     transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad, second=True)
     return next(train_batches(transform, config.batch_size, 0, 0))

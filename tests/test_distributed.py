@@ -43,21 +43,27 @@ def get_config():
 # The command, which also writes the examples and negatives of every step that it begins.
 WATCHED = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from clip_lite_jax import cli, main
 import jax
 from clip_lite_jax import train as training
 from clip_lite_jax.learner import make_gradient
 
-make_train_step = training.make_train_step
+make_train_step, compiled = training.make_train_step, training.compiled
 drawn = Path(sys.argv[sys.argv.index("--workdir") + 1], "drawn.jsonl")
+learners = []
 
-def watched(learner, optimizer, mesh, *rest, **named):
-    step = make_train_step(learner, optimizer, mesh, *rest, **named)
+def made(learner, *rest, **named):
+    learners.append(learner)
+    return make_train_step(learner, *rest, **named)
+
+def watched(step, state, batch, mesh):
+    found = compiled(step, state, batch, mesh)
     whole = jax.NamedSharding(mesh, jax.P())
 
     def draw(state, batch):
-        return state.step, batch.index, make_gradient(learner)(state, batch)[0][1].index
+        return state.step, batch.index, make_gradient(learners[-1])(state, batch)[0][1].index
 
     draw = jax.jit(draw, out_shardings=whole)
 
@@ -66,11 +72,11 @@ def watched(learner, optimizer, mesh, *rest, **named):
         if jax.process_index() == 0:
             with drawn.open("a") as file:
                 file.write(json.dumps(line) + "\\n")
-        return step(state, batch)
+        return found.step(state, batch)
 
-    return both
+    return replace(found, step=both)
 
-training.make_train_step = watched
+training.make_train_step, training.compiled = made, watched
 if "--no-report" in sys.argv:
     sys.argv.remove("--no-report")
     main.run = training.train
@@ -236,7 +242,7 @@ def assert_the_slowest_is_told(workdir: Path) -> None:
     lines = list(read_metrics(workdir))
     told = [line for line in lines if "data_wait_slowest" in line]
     assert [line["step"] for line in told] == [10, 20]  # at step 0 there is no rate yet
-    own = {line["step"]: line["data_wait"] for line in lines if "loss" in line}
+    own = {line["step"]: line["data_wait"] for line in lines if "data_wait" in line}
     for line in told:  # process 0 has logged what it has gathered
         assert line["data_wait_slowest"] >= own[line["step"]] - 1e-6
         assert 0 <= line["host_overhead_slowest"] <= 1

@@ -121,5 +121,6 @@ def test_rates_leave_out_compilation_and_evaluation(monkeypatch: pytest.MonkeyPa
         now += seconds
         progress.waited(0.5)
         progress.advance()
-    assert progress.rates(1.0) == {"images_per_second": 4.0, "data_wait": 0.25}
+    rates = {"images_per_second": 4.0, "step_seconds": 2.0, "data_wait": 0.25}
+    assert progress.rates(1.0) == rates
     progress.close()

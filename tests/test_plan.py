@@ -211,7 +211,8 @@ def test_requests_that_cannot_be_met(
 def two_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make_plan` in this process, of whose eight fake devices it gets two."""
     monkeypatch.setattr(
-        "clip_lite_jax.apps.plan_process.build_mesh", lambda devices: build_mesh(devices[:2])
+        "clip_lite_jax.apps.plan_process.build_mesh",
+        lambda devices, config: build_mesh(devices[:2], config),
     )
 
 
@@ -234,7 +235,9 @@ def test_a_step_that_does_not_fit_is_changed(two_planned: None) -> None:
 def test_no_change_helps_where_the_state_alone_is_too_large(two_planned: None) -> None:
     found = make_plan(quickstart(), Request(devices=2, memory_gib=1e-4))
     assert found.fits is False
-    assert not found.attempts
+    # To split them is all that is tried.
+    assert {attempt.change["mesh.fsdp"] for attempt in found.attempts} == {"all"}
+    assert not any(attempt.fits for attempt in found.attempts)
     assert "parameters, optimizer state and batch alone take" in found.notes[0]
 
 
@@ -265,9 +268,9 @@ def test_attached_accelerators_get_the_largest_batch_and_a_time(
     )
     with monkeypatch.context() as patch:
         patch.setattr("jax.devices", lambda: [accelerator] * 2)
-        patch.setattr("clip_lite_jax.apps.plan_process.build_mesh", lambda devices: mesh)
         target = build_target(Request())
     assert (target.chip, target.memory) == (CHIPS["L4"], limit)
+    monkeypatch.setattr("clip_lite_jax.apps.plan_process.build_mesh", lambda devices, config: mesh)
     monkeypatch.setattr("clip_lite_jax.apps.plan_process.build_target", lambda request: target)
     found = make_plan(config, Request())
     assert found.batches is not None
@@ -338,7 +341,7 @@ def test_what_is_planned_is_what_training_takes(
     run = build_run(config, tmp_path)
     stored = replace(config.data, tokenizer=str(tmp_path / "tokenizer.model"))
     step = abstract_step(replace(config, data=stored), run.mesh)
-    state, _ = run.init_state(load=False)
+    state, _ = run.init_state({})
     assert shapes(step.state) == shapes(state)
     inputs = run.inputs(state.params, state.model_state)
     twice = config.objective.visual_weight > 0

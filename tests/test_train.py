@@ -20,6 +20,7 @@ from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, Optim
 from clip_lite_jax.errors import ConfigError, DataError, NonFiniteError
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
+from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.run import build_run, restore_or_init
 from clip_lite_jax.train import PendingMetrics, train
 from clip_lite_jax.train_state import TrainState
@@ -73,6 +74,9 @@ def test_training_learns(pairs: Path, tmp_path: Path) -> None:
     train(config, tmp_path)
     losses = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path) if "loss" in line]
+    schedule = build_schedule(config.optim, config.steps)
+    assert rates == pytest.approx([float(schedule(step)) for step in range(config.steps)])
 
 
 def config_that_carries_everything(table: Path) -> Config:
@@ -138,11 +142,8 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     assert resumed_ids[:killed_at] == ids[:killed_at]
     assert resumed_ids[killed_at:] == ids[resumed_from:]
     logs = [
-        [
-            {k: v for k, v in line.items() if k not in FROM_THE_MACHINE}
-            for line in read_metrics(workdir)
-        ]
-        for workdir in (whole, broken)
+        [{k: v for k, v in line.items() if k not in FROM_THE_MACHINE} for line in lines]
+        for lines in map(read_metrics, (whole, broken))
     ]
     assert logs[0] == logs[1]
 

@@ -37,7 +37,7 @@ class Fake:
     def build(self, name: str, **options: Any) -> list[float]:
         return [float("nan") if name == self.failed else 1.0] * 3
 
-    def seconds(self, steps: int, name: str) -> list[float]:
+    def seconds(self, steps: int, name: str, clock: str = "wall") -> list[float]:
         self.asked.append(name)
         return [self.of[name] if steps > 1 else 99.0] * steps
 
@@ -89,6 +89,7 @@ def test_ways_to_train_take_turns_and_the_fastest_of_open_clip_counts() -> None:
     assert result["ratios"] == {"ours, JSD": [0.5] * 3, "ours, InfoNCE": [0.25] * 3}
     assert result["rates"]["ours, JSD"] == 8
     record = {"label": case.label, "case": case.options, "rounds": 2, "ways": found} | result
+    record |= {"clock": "wall", "cores": None}
     part = {"records": [record], "provenance": WHERE | {"driver": "580"}}
     made = tables({"steps gpu": part})
     row = "| ours, JSD | 1000.0 | 8 | 0.50 (0.50 to 0.50) | 0.0% | 1.0 | 5 |"
@@ -103,7 +104,7 @@ def test_projects_that_do_not_fit_together_run_one_after_another(
 ) -> None:
     seen: list[Any] = []
 
-    def fake(case: Any, start: Any, ways: Any, rounds: int) -> Any:
+    def fake(case: Any, start: Any, ways: Any, *_: Any) -> Any:
         seen.append((list(start), list(ways)))
         return {name: {"seconds": [1.0]} for name in ways}
 
