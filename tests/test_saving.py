@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,10 @@ def train_through(
         nonlocal taken
         clock.now += RETRY_SECONDS / 2
         if taken == 3:
+            deadline = time.monotonic() + 120  # not in the middle of one: see `test_chaos`
+            while not (workdir / "checkpoints" / "2" / "manifest.json").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             trouble()
         if taken == 7:
             end()
