@@ -38,7 +38,7 @@ def test_a_run_on_kept_features_trains_the_critic_alone(pairs: Path, tmp_path: P
     config = cached_config(pairs)
     run = train(config, tmp_path)
     model = load(tmp_path)
-    start, _ = run.init_state(load=False)
+    start, _ = run.init_state({})
     for tower in ("image_encoder", "text_encoder"):
         before, after = start.params[tower], model.params[tower]
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
@@ -93,7 +93,7 @@ def test_views_are_drawn_once(pairs: Path, tmp_path: Path) -> None:
     config = cached_config(pairs)
     config = replace(config, data=replace(config.data, cached_views=3))
     run = build_run(config, tmp_path)
-    state, _ = run.init_state(load=False)
+    state, _ = run.init_state({})
     inputs = run.inputs(state.params, state.model_state)
     opened = inputs.image.open(run.sources["train"], 0)
     assert opened.shape == (4, 16)
@@ -183,7 +183,7 @@ def test_stores_do_not_depend_on_devices(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = build_run(cached_config(pairs), tmp_path)
-    state, _ = run.init_state(load=False)
+    state, _ = run.init_state({})
     found = []
     for devices in (1, 8):
         mesh = build_mesh(jax.devices()[:devices])

@@ -117,7 +117,7 @@ def test_threads_that_pickle_at_once_write_one_file() -> None:
 def test_a_transform_can_be_pickled_again_and_again(pairs: Path, tmp_path: Path) -> None:
     config = tiny_config(pairs)
     run = build_run(config, tmp_path)
-    state, _ = run.init_state(load=False)
+    state, _ = run.init_state({})
     inputs = run.inputs(state.params, state.model_state)
     transform = TrainTransform(run.sources["train"], inputs, config.data, run.bad)
     for _ in range(3):
