@@ -206,9 +206,10 @@ def _checkpoint(folder: Path, verify: bool) -> dict[str, Any] | None:
 
 def _size(folder: Path) -> int:
     size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.stat().st_size if path.is_file() else 0
-        except OSError:  # deleted meanwhile
-            continue
+    for parent, _, names in os.walk(folder):  # which passes over what is deleted meanwhile
+        for name in names:
+            try:
+                size += os.stat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
     return size
