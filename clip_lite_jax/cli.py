@@ -205,7 +205,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
     if re.match(r"\w+:/", str(known.workdir)):
         raise ConfigError(
-            f"--workdir={known.workdir}: a run cannot be kept in a bucket yet; mount it as a folder "
+            f"--workdir={known.workdir}: no run can be kept in a bucket yet; mount it as a folder "
             "(gcsfuse, mountpoint-s3) or give one that all hosts share"
         )
     # Before anything that may use a device, and a configuration is a program.
