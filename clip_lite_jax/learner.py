@@ -100,8 +100,15 @@ def build_learner(
 def make_gradient(learner: Learner) -> GradientFn:
     """The loss and its gradient; see `_in_one_pass` and `_in_two_passes` for parts."""
     if learner.parts == 1:
-        return _of_the_whole(learner)
-    return _in_one_pass(learner) if learner.within_parts else _in_two_passes(learner)
+        gradient = _of_the_whole(learner)
+    else:
+        gradient = _in_one_pass(learner) if learner.within_parts else _in_two_passes(learner)
+
+    def with_spreads(state: TrainState, batch: Batch) -> tuple[tuple[Array, Learned], Any]:
+        (value, learned), grads = gradient(state, batch)
+        return (value, replace(learned, metrics=_spreads(learned.metrics))), grads
+
+    return with_spreads
 
 
 def _of_the_whole(learner: Learner) -> GradientFn:
@@ -201,15 +208,22 @@ def _draw_keys(learner: Learner, state: TrainState) -> dict[str, Array]:
     return {"bound": key, "visual": fold(key, 10), "textual": fold(key, 11)}
 
 
-def _spread(embeddings: Array, valid: Array) -> Array:
-    """How far the directions of valid rows ``[B, D]`` lie apart: 0 if all are one, 1 if all ways.
-
-    1 − |mean of the unit vectors|², the variance of the directions.
-    """
+def _direction(embeddings: Array, valid: Array, count: Array) -> Array:
+    """The sum over valid rows of the unit vectors of embeddings ``[B, D]``, by `count`: ``[D]``."""
     x = lax.stop_gradient(embeddings)
     units = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    count = jnp.maximum(jnp.sum(valid), 1)
-    return 1 - jnp.sum((jnp.sum(jnp.where(valid[:, None], units, 0), axis=0) / count) ** 2)
+    return jnp.sum(jnp.where(valid[:, None], units, 0), axis=0) / jnp.maximum(count, 1)
+
+
+def _spreads(metrics: dict[str, Array]) -> dict[str, Array]:
+    """Metrics with, for each mean direction of the batch, how far directions lie apart.
+
+    1 − |mean of the unit vectors|², their variance: 0 if all are one, 1 if they point all ways.
+    """
+    metrics = dict(metrics)
+    for side in ("image", "text"):
+        metrics[f"{side}_spread"] = 1 - jnp.sum(metrics.pop(f"{side}_direction") ** 2)
+    return metrics
 
 
 def _self_terms(learner: Learner) -> dict[str, float]:
@@ -332,10 +346,12 @@ def _loss(
         scores = replace(scores, log_normalizer=state.log_normalizer)
     value, metrics = learner.objective(scores)
     terms = learner.terms
-    parts = learner.parts if totals else 1  # metrics of parts are added up
-    spreads = {"image_spread": embedded.image, "text_spread": embedded.text}
-    spreads = {name: _spread(x, valid) / parts for name, x in spreads.items()}
-    metrics = metrics | spreads | {"bound_loss": value}
+    count = totals["bound"].pairs if totals else jnp.sum(valid)
+    metrics = metrics | {
+        "image_direction": _direction(embedded.image, valid, count),
+        "text_direction": _direction(embedded.text, valid, count),
+        "bound_loss": value,
+    }
 
     twice = {"visual": embedded.views, "textual": embedded.captions}
     for name, weight in _self_terms(learner).items():

@@ -344,6 +344,7 @@ def test_a_run_of_a_version_without_the_file(done: Path) -> None:
     assert found["loss"]
     config = json.loads((done / "config.json").read_text())
     (done / "config.json").write_text(json.dumps(config | {"steps": 9}))
+    os.utime(done / "metrics.jsonl")
     assert status(done)["verdict"] == "running"  # its last line is of this moment
     os.utime(done / "metrics.jsonl", (time.time() - 9999,) * 2)
     found = status(done)

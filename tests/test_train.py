@@ -76,7 +76,9 @@ def test_training_learns(pairs: Path, tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     rates = [line["learning_rate"] for line in read_metrics(tmp_path) if "loss" in line]
     schedule = build_schedule(config.optim, config.steps)
-    assert rates == pytest.approx([float(schedule(step)) for step in range(config.steps)])
+    # Computed for many steps at once: near the end of a cosine float32 rounds in another order.
+    expected = [float(schedule(step)) for step in range(config.steps)]
+    assert rates == pytest.approx(expected, rel=1e-5)
 
 
 def config_that_carries_everything(table: Path) -> Config:
