@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from clip_lite_jax.agreement import check_same_config, check_same_data, check_same_everywhere
 from clip_lite_jax.beginnings import resumed, tokenizer_of, weights_of
 from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
@@ -34,21 +35,6 @@ from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import TrainState, init_state
 
 log = logging.getLogger(__name__)
-
-MAY_CHANGE = (
-    "log",
-    "checkpoint",
-    "eval",
-    "mesh",
-    "resume_from",  # of a run that has begun its own checkpoint comes first
-    "init_from",
-    "data.threads",
-    "data.workers",
-    "data.prefetch",
-    "data.max_bad_share",
-    "data.strict",
-)
-"""Fields that a resumed run may change: they do not touch what is learned."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +134,14 @@ def build_run(config: Config, workdir: Path) -> Run:
 
     Raises:
       ConfigError: the workdir holds a run with another configuration or other data, or cannot be
-        written.
+        written; or another process was given something else.
       DataError: data that cannot be used.
     """
     _check_writable(workdir)
     stored = workdir / TOKENIZER_FILE
     given = config
     if has_checkpoint(workdir):
-        _check_same_config(config, workdir)
+        check_same_config(config, workdir)
         config = _with_stored_model(config, workdir)
     else:  # nothing was learned yet: what an earlier attempt left does not bind this one
         config = resolve(config)
@@ -169,6 +155,8 @@ def build_run(config: Config, workdir: Path) -> Run:
         tokenizer = load_tokenizer(stored, config.data)
     else:
         tokenizer = _first_tokenizer(config, train)
+    meta = Meta(config, tokenizer.model, fingerprint(sources))
+    check_same_everywhere(config, meta.data_fingerprint)
     write_atomic(stored, tokenizer.model)
     write_atomic(workdir / CONFIG_FILE, json.dumps(to_dict(given), indent=2))
     model = build_model(
@@ -182,10 +170,8 @@ def build_run(config: Config, workdir: Path) -> Run:
         params, _ = jax.eval_shape(model.init, jax.random.key(0))
         model = model.freeze(frozen_towers(config.optim, config.steps, params))
     check_cache(config, model.module.frozen)
-    meta = Meta(config, tokenizer.model, fingerprint(sources))
-    return Run(
-        config, workdir, build_mesh(config=config.mesh), bad, sources, tokenizer, model, meta
-    )
+    mesh = build_mesh(config=config.mesh)
+    return Run(config, workdir, mesh, bad, sources, tokenizer, model, meta)
 
 
 def restore_or_init(
@@ -202,7 +188,7 @@ def restore_or_init(
     """
     step = checkpoints.latest_step()
     if step is not None:
-        check_same_data(run, checkpoints.meta(step))
+        check_same_data(run.workdir, run.meta, checkpoints.meta(step))
         state, optimizer = run.init_state({})
         state = checkpoints.restore(step, state)
         log.info("restored checkpoint %d of %s", step, run.workdir)
@@ -254,41 +240,3 @@ def _with_stored_model(config: Config, workdir: Path) -> Config:
         step = checkpoints.latest_step()
         stored = config if step is None else checkpoints.meta(step).config
     return replace(config, model=stored.model)
-
-
-def check_same_data(run: Run, stored: Meta) -> None:
-    """Raises `ConfigError` where a checkpoint was made on other data than the run's."""
-    if stored.data_fingerprint != run.meta.data_fingerprint:
-        raise ConfigError(
-            f"{run.workdir} holds a run on other data (fingerprint {stored.data_fingerprint}, now "
-            f"{run.meta.data_fingerprint}): restore the data or use another --workdir"
-        )
-
-
-def _check_same_config(config: Config, workdir: Path) -> None:
-    stored_file = workdir / CONFIG_FILE
-    if not stored_file.exists():
-        return
-    stored, now = json.loads(stored_file.read_text()), to_dict(config)
-    changed = [f for f in _differences(stored, now) if not f.startswith(MAY_CHANGE)]
-    if changed:
-        listed = "; ".join(f"{f}: {_get(stored, f)!r} there, {_get(now, f)!r} now" for f in changed)
-        raise ConfigError(
-            f"{workdir} holds a run with another configuration ({listed}): use another --workdir, "
-            "or the same values to resume"
-        )
-
-
-def _differences(a: object, b: object, prefix: str = "") -> list[str]:
-    """Dotted names of the leaves in which two trees of plain data differ."""
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [] if a == b else [prefix]
-    names = sorted(a.keys() | b.keys())
-    nested = [_differences(a.get(n), b.get(n), f"{prefix}.{n}" if prefix else n) for n in names]
-    return [field for fields in nested for field in fields]
-
-
-def _get(tree: object, field: str) -> object:
-    for name in field.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree

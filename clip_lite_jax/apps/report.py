@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_lite_jax.agreement import check_same_data
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.apps.report_gallery import build_gallery, shorten
 from clip_lite_jax.apps.report_pages import environment
@@ -37,7 +38,7 @@ from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics, seconds_per_step
 from clip_lite_jax.objectives import OPTIMAL_CRITIC
 from clip_lite_jax.provenance import provenance
-from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run, check_same_data
+from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run
 
 REPORT_FILE = "report.html"
 SKIPPED_SHOWN = 20
@@ -87,7 +88,7 @@ def _open_run(workdir: Path) -> tuple[Run, int]:
         if step is None:
             raise CheckpointError(f"{workdir} holds no finished checkpoint yet: nothing to report")
         run = build_run(from_dict(Config, json.loads(file.read_text())), workdir)
-        check_same_data(run, checkpoints.meta(step))
+        check_same_data(workdir, run.meta, checkpoints.meta(step))
     return run, step
 
 
