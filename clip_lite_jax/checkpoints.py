@@ -34,6 +34,9 @@ from clip_lite_jax.train_state import TrainState
 log = logging.getLogger(__name__)
 
 WEIGHTS, OPTIMIZER, META = "weights", "optimizer", "meta"
+SMALLEST_SLICE = 2**20
+"""Bytes.  Of an array that lies whole on all devices each writes a slice, if it is no smaller: to
+cut one is a program to compile and run."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Checkpoints:
         step = int(state.step)
         if self._newest == step:  # by an attempt before the last, or the run that this one resumes
             return
-        items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+        items = {name: ocp.args.PyTreeSave(part) for name, part in _parts(state).items()}
         args = ocp.args.Composite(**items, **{META: ocp.args.JsonSave(meta.to_json())})
         try:
             if not self._folder.parent.is_dir():  # Orbax would make it, where a disk was mounted
@@ -250,7 +253,7 @@ class Checkpoints:
         return CheckpointError(f"no checkpoint in {self._folder} ({free}): {reason}")
 
     def restore(self, step: int, like: TrainState, weights_only: bool = False) -> TrainState:
-        """The state of `step` with the shapes, types and shardings of `like`.
+        """The state of `step` with the shapes, types and shardings of `like`, which may be no more.
 
         With `weights_only` the optimizer's state is left as it is in `like`.
 
@@ -261,7 +264,12 @@ class Checkpoints:
         self._check_weights(step, parts[WEIGHTS])
         if weights_only:
             del parts[OPTIMIZER]
-        items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
+        items = {
+            name: ocp.args.PyTreeRestore(
+                part, restore_args=ocp.checkpoint_utils.construct_restore_args(part)
+            )
+            for name, part in parts.items()
+        }
         try:
             restored = self._orbax.restore(
                 self._folder / str(step), args=ocp.args.Composite(**items)
@@ -314,7 +322,13 @@ class Checkpoints:
 
 
 def _build_checkpointer() -> ocp.AsyncCheckpointer:
-    items = {WEIGHTS: ocp.StandardCheckpointHandler(), OPTIMIZER: ocp.StandardCheckpointHandler()}
+    types = ocp.type_handlers
+    arrays = types.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE)
+    registry = types.create_type_handler_registry((jax.Array, arrays))
+    items = {
+        name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        for name in (WEIGHTS, OPTIMIZER)
+    }
     handler = ocp.CompositeCheckpointHandler(**items, **{META: ocp.JsonCheckpointHandler()})
     # A folder that cannot be made is an error at once, not of threads that wait for it.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)

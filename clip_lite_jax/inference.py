@@ -156,14 +156,15 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
             config.data.max_tokens,
             config.objective,
         )
-        state, _ = init_state(
+        shapes, _ = init_state(
             model,
             lambda params: build_optimizer(config.optim, config.steps, params),
             config.seed,
             config.optim.ema_decay > 0,
             build_mesh(),
+            shapes_only=True,
         )
-        state = checkpoints.restore(step, state, weights_only=True)
+        state = checkpoints.restore(step, shapes, weights_only=True)
     return DualEncoderModel(
         config,
         model,

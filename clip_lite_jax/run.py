@@ -73,9 +73,12 @@ class Run:
             )
 
     def init_state(
-        self, given: Mapping[str, Any]
+        self, given: Mapping[str, Any], shapes_only: bool = False
     ) -> tuple[TrainState, optax.GradientTransformation]:
-        """A fresh state on the mesh but for the `given` parts, and its optimizer."""
+        """A fresh state on the mesh but for the `given` parts, and its optimizer.
+
+        With `shapes_only` it is what a checkpoint is restored into, see `train_state.init_state`.
+        """
         config = self.config
         return init_state(
             self.model,
@@ -87,6 +90,7 @@ class Run:
             config.batch_size,
             given,
             config.mesh,
+            shapes_only,
         )
 
     def inputs(self, params: Any, model_state: Any) -> TowerInputs:
@@ -189,14 +193,14 @@ def restore_or_init(
     step = checkpoints.latest_step()
     if step is not None:
         check_same_data(run.workdir, run.meta, checkpoints.meta(step))
-        state, optimizer = run.init_state({})
-        state = checkpoints.restore(step, state)
+        shapes, optimizer = run.init_state({}, shapes_only=True)
+        state = checkpoints.restore(step, shapes)
         log.info("restored checkpoint %d of %s", step, run.workdir)
         return state, optimizer
     config = run.config
     if config.resume_from is not None:
-        state, optimizer = run.init_state({})
-        state = resumed(config, state)
+        shapes, optimizer = run.init_state({}, shapes_only=True)
+        state = resumed(config, shapes)
         number = int(state.step)  # the array is gone with the first step, a record may stay
         log.info("restored checkpoint %d of %s, to go on from", number, config.resume_from)
         return state, optimizer

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from clip_lite_jax.config import MeshConfig, NegativesConfig
 from clip_lite_jax.models import Model
@@ -60,12 +60,15 @@ def init_state(
     batch: int = 0,
     towers: Mapping[str, Any] | None = None,
     mesh_config: MeshConfig | None = None,
+    shapes_only: bool = False,
 ) -> tuple[TrainState, optax.GradientTransformation]:
     """A fresh state, born in its sharding, and the optimizer for it.
 
     `optimizer_of(params)` builds the optimizer; it sees shapes only.  `negatives` and `batch` say
     what is to be remembered from step to step, if anything.  `towers` holds the variables of
     encoders that do not start at random: ``{"image_encoder": {"params": ..., ...}}``.
+    With `shapes_only` nothing is computed and nothing lies on the devices: the state has shapes,
+    types and shardings in place of arrays, for a checkpoint to be restored into.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = optimizer_of(shapes[0])
@@ -89,8 +92,15 @@ def init_state(
         )
 
     given = (jax.random.key(seed), towers or {})
-    shardings = state_shardings(mesh, mesh_config or MeshConfig(), jax.eval_shape(init, *given))
+    born = jax.eval_shape(init, *given)
+    shardings = state_shardings(mesh, mesh_config or MeshConfig(), born)
+    if shapes_only:
+        return jax.tree.map(_placed, born, shardings), optimizer
     return jax.jit(init, out_shardings=shardings)(*given), optimizer
+
+
+def _placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _with_towers(params: Any, model_state: Any, towers: Mapping[str, Any]) -> tuple[Any, Any]:
