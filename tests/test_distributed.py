@@ -251,28 +251,32 @@ def assert_the_slowest_is_told(workdir: Path) -> None:
     assert "4 × cpu in 2 processes" in describe(found)
 
 
+def kill_in_training(config: Path, workdir: Path, killed: int, step: int) -> None:
+    """Two processes train; one of them is killed after `step`, and the other says so and ends."""
+    with Processes(workdir.parent, command(["-c", WATCHED], config, workdir, 2)) as running:
+        running.wait_for(lambda: step in drawn(workdir))
+        running.running[killed].kill()
+        since = time.monotonic()
+        status = [1, 1]
+        status[killed] = -signal.SIGKILL
+        assert running.wait(30) == tuple(status), running.texts()
+        assert time.monotonic() - since < 30
+    reason = running.texts()[1 - killed].splitlines()[-1]
+    assert reason.startswith(
+        f"[process {1 - killed}] error: process {killed} on {HOST} ended without a word"
+    )
+    assert status_of(workdir)["verdict"] in ("died", "failed")
+
+
 def test_float32_sgd_killed_or_not(tmp_path: Path) -> None:
-    """Of a third run first process 1 is killed, then the coordinator; its third start ends."""
+    """Of a third run process 1 is killed; ``long/test_coordinator_killed`` kills process 0."""
     config = write_config(tmp_path, sgd(write_pairs(tmp_path / "pairs")))
     one, two = (train(tmp_path, config, processes) for processes in (1, 2))
     assert_same(one, two, 1e-6)
     assert_the_slowest_is_told(two)
 
     workdir = tmp_path / "killed"
-    for killed, last in ((1, 7), (0, 13)):
-        with Processes(tmp_path, command(["-c", WATCHED], config, workdir, 2)) as running:
-            running.wait_for(lambda last=last: last in drawn(workdir))
-            running.running[killed].kill()
-            since = time.monotonic()
-            status = [1, 1]
-            status[killed] = -signal.SIGKILL
-            assert running.wait(30) == tuple(status), running.texts()
-            assert time.monotonic() - since < 30
-        reason = running.texts()[1 - killed].splitlines()[-1]
-        assert reason.startswith(
-            f"[process {1 - killed}] error: process {killed} on {HOST} ended without a word"
-        )
-        assert status_of(workdir)["verdict"] in ("died", "failed")
+    kill_in_training(config, workdir, killed=1, step=7)
     with Processes(tmp_path, command(["-c", WATCHED], config, workdir, 2)) as running:
         assert running.wait() == (0, 0), running.texts()
     first, second = running.texts()
