@@ -53,9 +53,10 @@ test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed .venv-
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed  ## what takes too long for every change
+test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed  ## what takes too long for every change (hours)
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
 	PYTHONPATH=$(BUCKETS) $(BIN)/python -m pytest tests/long/test_s3.py tests/long/test_gcs.py tests/long/test_http.py
+	$(MAKE) train-step soak
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
