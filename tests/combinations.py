@@ -78,7 +78,10 @@ def covering_set() -> list[Combination]:
 
 
 def learn(combination: Combination, devices: int) -> Any:
-    """Losses, gradients and parameters of a few steps of gradient descent, on the host."""
+    """Of a few steps of gradient descent, on the host.
+
+    ``((parameters, memory), (losses, gradients))``, the latter by step.
+    """
     objective, critic_name, kind = combination
     config, mesh = KINDS[kind], build_mesh(jax.devices()[:devices])
     sampler = build_sampler(config, BATCH, mesh, STREAMED.get(objective))
@@ -112,17 +115,6 @@ def learn(combination: Combination, devices: int) -> Any:
         drawn = sampler(jax.random.key(step), step, pairs, Critic(variables, module))
         return fn(drawn.scores)[0], pairs
 
-    @jax.jit
-    def learn_once(variables: Any, step: Any, memory: Any, image: Any, text: Any) -> Any:
-        (value, pairs), grads = jax.value_and_grad(loss, has_aux=True)(
-            variables, step, memory, image, text
-        )
-        if memory is not None:
-            memory = remember(config, BATCH, mesh, jax.random.key(step), step, pairs)
-        new = jax.tree.map(lambda p, g: p - 0.1 * g, variables, grads)
-        return new, memory, value, grads
-
-    @jax.jit
     def init(image: Any, text: Any) -> Any:
         variables = module.init(jax.random.key(0), image, text, method=scores)
         if not uses_memory(config):
@@ -130,13 +122,21 @@ def learn(combination: Combination, devices: int) -> Any:
         pairs = pairs_of(variables, image, text, None)
         return variables, init_memory(config, BATCH, mesh, pairs)
 
-    image, text = put_batch(mesh, (image, text))
-    variables, memory = init(image, text)
-    kept = []
-    for step in range(STEPS):
-        variables, memory, value, grads = learn_once(variables, step, memory, image, text)
-        kept.append((value, grads))
-    return jax.device_get((kept, variables, memory))
+    @jax.jit  # one program: to compile is what takes the time
+    def steps(image: Any, text: Any) -> Any:
+        def learn_once(state: Any, step: Any) -> Any:
+            variables, memory = state
+            (value, pairs), grads = jax.value_and_grad(loss, has_aux=True)(
+                variables, step, memory, image, text
+            )
+            if memory is not None:
+                memory = remember(config, BATCH, mesh, jax.random.key(step), step, pairs)
+            new = jax.tree.map(lambda p, g: p - 0.1 * g, variables, grads)
+            return (new, memory), (value, grads)
+
+        return jax.lax.scan(learn_once, init(image, text), jnp.arange(STEPS))
+
+    return jax.device_get(steps(*put_batch(mesh, (image, text))))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -163,8 +163,9 @@ class Critic:
 def assert_devices_make_no_difference(combination: Combination) -> None:
     with jax.enable_x64(True):
         one, eight = (learn(combination, devices) for devices in (1, 8))
-    assert np.isfinite(one[0][0][0])
-    assert any(np.any(leaf) for leaf in jax.tree.leaves(one[0][-1][1]))
+    losses, grads = one[1]
+    assert np.isfinite(losses).all()
+    assert any(np.any(leaf[-1]) for leaf in jax.tree.leaves(grads))
 
     def compare(path: Any, a: Any, b: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10, err_msg=str(path))

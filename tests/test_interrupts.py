@@ -69,9 +69,7 @@ def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield workdir
 
 
-@pytest.mark.parametrize(
-    ("number", "asked"), [(1, signal.SIGTERM), (2, signal.SIGINT), (4, signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("number", "asked"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_run_that_was_asked_to_end_goes_on_as_if_it_was_not(
     number: int,
     asked: signal.Signals,
@@ -87,7 +85,7 @@ def test_a_run_that_was_asked_to_end_goes_on_as_if_it_was_not(
             train(config, tmp_path)
     with Checkpoints.open(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == number
-        # Steps 2 and 4 are evaluated: this is left for the run that goes on.
+        # Step 2 is evaluated: this is left for the run that goes on.
         assert checkpoints.meta(number).evaluated == bool(number % 2)
     train(config, tmp_path)
     assert logged(tmp_path) == logged(undisturbed)

@@ -135,43 +135,41 @@ def train(
     return jax.device_get({"floats": floats | kept, "index": learned.index})
 
 
-def assert_equal(one: dict[str, Any], eight: dict[str, Any], tolerance: float) -> None:
+def assert_equal(
+    one: dict[str, Any], eight: dict[str, Any], tolerance: float, what: str = ""
+) -> None:
     if one["index"] is not None:
         np.testing.assert_array_equal(one["index"], eight["index"])
 
     def compare(path: Any, a: np.ndarray, b: np.ndarray) -> None:
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=str(path))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=f"{path} {what}")
 
     jax.tree_util.tree_map_with_path(compare, one["floats"], eight["floats"])
+
+
+PARTS = MeshConfig(fsdp=8, min_size=1)
+SPREAD = {
+    "importance": [PARTS],
+    "queue": [PARTS],
+    "terms": [PARTS],
+    "one pass": [PARTS],
+    "two passes": [PARTS],
+    "scan": [PARTS, MeshConfig(replica=2, fsdp=2, min_size=1)],
+}
+"""Meshes besides: the parameters in eight parts, and two replicas of two parts."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_float64_adamw(name: str) -> None:
     with jax.enable_x64(True):
-        one, eight = (train(n, CASES[name], ADAMW, "float64") for n in (1, 8))
-    assert one["floats"]["losses"][0].dtype == np.float64
-    assert_equal(one, eight, 1e-9)
+        one = train(1, CASES[name], ADAMW, "float64")
+        assert one["floats"]["losses"][0].dtype == np.float64
+        for spread in (None, *SPREAD.get(name, ())):
+            eight = train(8, CASES[name], ADAMW, "float64", spread)
+            assert_equal(one, eight, 1e-9, str(spread))
 
 
 @pytest.mark.parametrize("name", ["all", "importance", "one pass"])
 def test_float32_sgd(name: str) -> None:
     one, eight = (train(n, CASES[name], SGD, "float32") for n in (1, 8))
     assert_equal(one, eight, 1e-6)
-
-
-SPREAD = {
-    "8 parts": MeshConfig(fsdp=8, min_size=1),
-    "2 replicas of 2 parts": MeshConfig(replica=2, fsdp=2, min_size=1),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "spread"),
-    [(name, "8 parts") for name in ("importance", "queue", "terms", "one pass", "two passes")]
-    + [("scan", spread) for spread in SPREAD],
-)
-def test_parameters_in_parts(name: str, spread: str) -> None:
-    with jax.enable_x64(True):
-        one = train(1, CASES[name], ADAMW, "float64")
-        eight = train(8, CASES[name], ADAMW, "float64", SPREAD[spread])
-    assert_equal(one, eight, 1e-9)
