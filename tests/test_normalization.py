@@ -78,12 +78,14 @@ def test_frozen_statistics_are_used_and_kept_in_training(variables: Any) -> None
 
 @pytest.mark.parametrize("statistics", ["global", "grouped"])
 def test_eight_devices_compute_what_one_does(statistics: Any) -> None:
-    """Features, gradients and running statistics of a small residual network."""
-    module = ResNet("basic", (1, 1), width=8, batch_norm=statistics, batch_groups=8)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(16, 16, 16, 3)).astype(np.float32)
+    """Features, gradients and running statistics of a small residual network.
+
+    In float64: of float32 some gradients are differences of which few digits are left.
+    """
+    types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    module = ResNet("basic", (1, 1), width=8, batch_norm=statistics, batch_groups=8, **types)
+    images = np.random.default_rng(0).normal(size=(16, 16, 16, 3))
     valid = np.arange(16) != 3
-    variables = jax.jit(module.init)(jax.random.key(0), images)
 
     def loss(variables: Any, images: Any, valid: Any) -> Any:
         more = {"train": True, "valid": valid, "mutable": ["batch_stats"]}
@@ -91,12 +93,15 @@ def test_eight_devices_compute_what_one_does(statistics: Any) -> None:
         return jnp.sum(jnp.sin(features) * valid[:, None]), (features, updated)
 
     results = []
-    for devices in (1, 8):
-        mesh = build_mesh(jax.devices()[:devices])
-        rows, whole = batch_sharding(mesh), replicated(mesh)
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(whole, rows, rows))
-        results.append(jax.device_get(step(variables, images, valid)))
-    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+    with jax.enable_x64(True):
+        variables = jax.jit(module.init)(jax.random.key(0), images)
+        for devices in (1, 8):
+            mesh = build_mesh(jax.devices()[:devices])
+            rows, whole = batch_sharding(mesh), replicated(mesh)
+            step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(whole, rows, rows))
+            results.append(jax.device_get(step(variables, images, valid)))
+    assert results[0][0][0].dtype == np.float64
+    chex.assert_trees_all_close(*results, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("far", [0.0, 1e4])
