@@ -47,13 +47,13 @@ mutual-information: $(VENV)/installed  ## estimators where the truth is known (h
 soak: $(VENV)/installed  ## whether the memory of a long run grows (two hours)
 	$(BIN)/python -m benchmarks.soak
 
-test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed .venv-beam/installed  ## format, lint, types and tests
+test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed  ## what takes too long for every change (hours)
+test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed .venv-beam/installed  ## what takes too long for every change (hours)
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
 	PYTHONPATH=$(BUCKETS) $(BIN)/python -m pytest tests/long/test_s3.py tests/long/test_gcs.py tests/long/test_http.py
 	$(MAKE) train-step soak

@@ -1,9 +1,10 @@
 """One learning step of any critic, objective and negatives, on features, without encoders.
 
-`test_combinations` runs a pairwise covering set of it, ``long/test_every_combination`` all.
+`test_combinations` runs some in which every name occurs, ``long/test_every_combination`` all.
 """
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import jax
@@ -56,24 +57,24 @@ def every_combination() -> list[Combination]:
     return [c for c in itertools.product(OBJECTIVES, CRITIC_NAMES, KINDS) if is_allowed(c)]
 
 
-def couples(combination: Combination) -> set[tuple[str, ...]]:
-    objective, critic, kind = combination
-    return {(objective, critic), (objective, kind), (critic, kind)}
-
-
 def covering_set() -> list[Combination]:
-    """Combinations in which every possible couple occurs, taken greedily.
+    """Combinations in which every name occurs, taken greedily.
 
     Of each name in `NEGATIVES` its plain kind: `test_whole` and `test_negatives` hold the others
     against it.
     """
     left = [c for c in every_combination() if c[2] in NEGATIVES]
-    open_couples = set().union(*map(couples, left))
+    open_names = {place for c in left for place in enumerate(c)}
+    used: Counter[tuple[int, str]] = Counter()
     chosen = []
-    while open_couples:
-        best = max(left, key=lambda c: len(couples(c) & open_couples))
-        chosen.append(best)
-        open_couples -= couples(best)
+    while open_names:
+        worth = [
+            (len(open_names & set(enumerate(c))), -sum(used[place] for place in enumerate(c)))
+            for c in left
+        ]
+        chosen.append(left[worth.index(max(worth))])
+        used.update(enumerate(chosen[-1]))
+        open_names -= set(enumerate(chosen[-1]))
     return chosen
 
 

@@ -1,6 +1,6 @@
 """A learning step of objective, critic and negatives is the same on one device and on eight.
 
-Every couple of them that goes together occurs here; all triples are in ``tests/long``.
+Each of them occurs here; all that go together are in ``tests/long``.
 """
 
 import pytest

@@ -170,25 +170,6 @@ def test_fields_of_the_command(
     assert isinstance(conversion_of(source, tmp_path), Conversion)
 
 
-BEAM = Path(__file__).parent.parent / ".venv-beam" / "bin" / "python"
-
-
-@pytest.mark.skipif(not BEAM.exists(), reason="`make test` installs Apache Beam in .venv-beam")
-def test_a_beam_pipeline_writes_the_same(source: DataConfig, tmp_path: Path) -> None:
-    alone, out = tmp_path / "alone", tmp_path / "beam"
-    expected = convert(conversion_of(source, alone, per_shard=7), processes=1)
-    command = [str(BEAM), "-m", "clip_lite_jax.cli", "data", "convert", source.source, str(out)]
-    command += ["--per-shard=7", "--config.data.split_column=split"]
-    command += ["--beam=--runner=DirectRunner --direct_num_workers=2"]
-    subprocess.run(command, check=True, timeout=240)
-    for path in alone.glob("*.arrayrecord"):
-        assert (out / path.name).read_bytes() == path.read_bytes()
-    assert json.loads((out / "manifest.json").read_text()) == expected
-    (out / "train-00002-of-00005.arrayrecord").unlink()
-    subprocess.run(command, check=True, timeout=240)
-    assert everything(DataConfig(source=str(out))) == everything(source)
-
-
 def test_beam_that_is_not_installed(source: DataConfig, tmp_path: Path) -> None:
     command = ["data", "convert", source.source, str(tmp_path / "out"), "--beam="]
     assert main(command) == 2

@@ -12,8 +12,8 @@ from frozen import make_features
 from scipy import stats
 
 from benchmarks import one_negative as bench
-from benchmarks.frozen_features import Features, save_features
-from benchmarks.one_negative_report import markdown, paired
+from benchmarks.frozen_features import Features
+from benchmarks.one_negative_report import paired
 from benchmarks.one_negative_train import Setting, build_task, visits
 
 ROWS = 40
@@ -23,38 +23,6 @@ ROWS = 40
 def features() -> Features:
     """Forty pairs in every split, two of a group."""
     return make_features(ROWS, per_group=2, image_width=6, text_width=5)
-
-
-def test_quick_run_can_be_continued(
-    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_features(tmp_path / "features.npz", features)
-    names = {"features": "features.npz", "cells": "cells.jsonl", "out": "results/out.json"}
-    names |= {"page": "page.md", "plot": "plot.png"}
-    options = [x for name, file in names.items() for x in (f"--{name}", str(tmp_path / file))]
-    monkeypatch.setattr(sys, "argv", ["one_negative", "--quick", *options])
-    bench.main()
-    results = json.loads((tmp_path / "results/out.json").read_text())
-    page, cells = (tmp_path / "page.md").read_text(), (tmp_path / "cells.jsonl").read_text()
-    names = [*bench.QUICK.recipes, "best_on_validation"]
-    assert [row["name"] for row in results["rows"]] == names
-    for row in results["rows"]:
-        assert list(row["batches"]) == ["4", "8"]
-        for cell in row["batches"].values():
-            assert len(cell["top_1"]) == (2 if row["name"] == "jsd_hard" else 3)
-            assert cell["seconds"] > 0
-        assert row["batches"]["8"]["temporaries"] > 0
-    assert markdown(results) in page
-    assert "3 seeds a cell, but of JSD, one hard 2." in page
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
-    # A line that a kill cut short is made again, and nothing else.
-    (tmp_path / "cells.jsonl").write_text(cells[: cells.rindex('{"key"') + 20] + "\n")
-    bench.main()
-    again = json.loads((tmp_path / "results/out.json").read_text())
-    assert [r["batches"].keys() for r in again["rows"]] == [
-        r["batches"].keys() for r in results["rows"]
-    ]
-    assert (tmp_path / "cells.jsonl").read_text().count('"top_1"') == cells.count('"top_1"')
 
 
 def test_rows_come_with_their_references(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ import pytest
 from fifty import FORMATS, Pair, everything, fifty_pairs, write_images, written
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
-from test_data_convert import BEAM
 from test_labelled import write_cifar10, write_idx, write_voc
 
 from clip_lite_jax import remote
@@ -624,20 +623,6 @@ def test_the_command_by_processes(shared: str, tmp_path: Path) -> None:
     assert f"written: {shared}/out" in done.stdout
     assert everything(DataConfig(source=str(tmp_path / "shared/bucket/out"))) == everything(local)
     assert len(list((tmp_path / "cache" / "remote").iterdir())) == 1  # the table, once for all
-
-
-@pytest.mark.skipif(not BEAM.exists(), reason="`make test` installs Apache Beam in .venv-beam")
-def test_a_beam_pipeline(shared: str, tmp_path: Path) -> None:
-    (tmp_path / "shared").mkdir()
-    local = written("csv_rows", tmp_path / "shared" / "bucket")
-    command = [str(BEAM), "-m", "clip_lite_jax.cli", "data", "convert", f"{shared}/pairs.csv"]
-    command += [f"{shared}/out", "--per-shard=7", "--config.data.split_column=split"]
-    command += ["--beam=--runner=DirectRunner --direct_num_workers=2"]
-    for _ in range(2):
-        subprocess.run(command, check=True, timeout=240)
-        out = tmp_path / "shared" / "bucket" / "out"
-        assert everything(DataConfig(source=str(out))) == everything(local)
-        (out / "train-00002-of-00005.arrayrecord").unlink()
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

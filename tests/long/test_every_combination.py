@@ -1,7 +1,7 @@
 """Every objective with every critic and every kind of negatives, on one device and on eight.
 
 Kept out of the ordinary run because it compiles for most of an hour; `tests/test_combinations.py`
-runs a part of it in which every couple occurs.
+runs a part of it in which every name occurs.
 """
 
 import sys
