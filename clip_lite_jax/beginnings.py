@@ -1,7 +1,6 @@
 """What a run begins with that is not its own: another run's state, or the weights of a model."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from clip_lite_jax.config import Config
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import CheckpointError, ConfigError
 from clip_lite_jax.inference import load
+from clip_lite_jax.mirror import local_copy
 from clip_lite_jax.models import Model
 from clip_lite_jax.parameter_paths import by_path
 from clip_lite_jax.train_state import TrainState
@@ -48,7 +48,7 @@ def resumed(config: Config, like: TrainState) -> TrainState:
             f"resume_from={path!r} is at step {step} already: give more --config.steps than "
             f"{config.steps}"
         )
-    with Checkpoints.open(Path(path)) as checkpoints:
+    with Checkpoints.open(local_copy(path)) as checkpoints:
         return checkpoints.restore(step, like)
 
 
@@ -76,7 +76,7 @@ def weights_of(path: str, model: Model) -> Mapping[str, Any]:
 
 
 def _newest(path: str) -> tuple[int, Meta]:
-    with Checkpoints.open(Path(path)) as checkpoints:
+    with Checkpoints.open(local_copy(path)) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise CheckpointError(f"{path} holds no finished checkpoint to begin with")

@@ -1,4 +1,4 @@
-"""Checkpoints: what is stored, and the only place that talks to Orbax.
+"""Checkpoints: what is stored, and with `checkpointer` the only place that talks to Orbax.
 
 A checkpoint has three items: ``weights``, which is all that using the model needs; ``optimizer``;
 and ``meta``, with the configuration, tokenizer, data fingerprint and version.  The position in the
@@ -7,7 +7,6 @@ data is the step itself (`data.pipeline`), so nothing else is needed to go on.
 
 import base64
 import contextlib
-import itertools
 import logging
 import shutil
 import threading
@@ -23,20 +22,25 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from clip_lite_jax._version import __version__
+from clip_lite_jax.checkpointer import META, OPTIMIZER, WEIGHTS, build_checkpointer, wait_for_all
 from clip_lite_jax.config import CheckpointConfig, Config, from_dict, to_dict
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.files import CHECKPOINTS as FOLDER
 from clip_lite_jax.manifest import MANIFEST, problem_of, seal
+from clip_lite_jax.mirror import Mirror
+from clip_lite_jax.newest import newest_sound
 from clip_lite_jax.parameter_paths import by_path
-from clip_lite_jax.retention import delete_all_but, folders_of_steps, kept, sealed
+from clip_lite_jax.retention import (
+    delete_all_but,
+    finished,
+    folders_of_steps,
+    kept,
+    sealed,
+    set_aside,
+)
 from clip_lite_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
-
-WEIGHTS, OPTIMIZER, META = "weights", "optimizer", "meta"
-SMALLEST_SLICE = 2**20
-"""Bytes.  Of an array that lies whole on all devices each writes a slice, if it is no smaller: to
-cut one is a program to compile and run."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,31 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: Path, config: CheckpointConfig | None = None, *, read_only: bool = False
+        self,
+        workdir: Path,
+        config: CheckpointConfig | None = None,
+        mirror: Mirror | None = None,
+        *,
+        read_only: bool = False,
     ) -> None:
         """Unless `read_only`, damaged checkpoints that are newer than the newest sound one move
         out of the way, to ``STEP.damaged``, as does what a kill left unfinished.
+
+        With a `mirror` checkpoints are finished when they are in its bucket.
 
         Raises:
           CheckpointError: there are checkpoints, and all of them are damaged.
         """
         self._folder = (workdir / FOLDER).absolute()
         self._config = config or CheckpointConfig()
-        self._newest = _newest_sound(self._folder, read_only)
-        self._orbax = _build_checkpointer()
+        self._mirror = mirror if mirror is not None and mirror.bucket is not None else None
+        self._newest = newest_sound(
+            self._folder,
+            lambda: finished(self._folder, tidy=not read_only),
+            problem_of,
+            None if read_only else set_aside,
+        )
+        self._orbax = build_checkpointer(self._mirror is not None)
         self._writing: threading.Thread | None = None
         self._failed: Exception | None = None
         self._failures = 0
@@ -231,7 +248,9 @@ class Checkpoints:
         """Waits for Orbax in a thread of its own, seals what it has written, and deletes others."""
         try:
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if self._mirror is not None:
+                self._mirror.send_checkpoint(step, numbers, self._config, wait_for_all)
+            elif jax.process_index() == 0:
                 seal(self._folder / str(step), numbers)
                 delete_all_but(kept(sealed(self._folder), self._config), self._folder)
             self._newest, self._failures = step, 0
@@ -242,7 +261,7 @@ class Checkpoints:
         # Orbax's checkpointer goes on to raise what it raised once.
         with contextlib.suppress(Exception):
             self._orbax.close()
-        self._orbax = _build_checkpointer()
+        self._orbax = build_checkpointer(self._mirror is not None)
         try:
             free = f"{shutil.disk_usage(self._folder.parent).free / 2**20:,.0f} MiB free"
         except OSError:
@@ -319,67 +338,6 @@ class Checkpoints:
             if kind is None:
                 raise
             log.error("%s", error)  # not in place of what it ends with
-
-
-def _build_checkpointer() -> ocp.AsyncCheckpointer:
-    types = ocp.type_handlers
-    arrays = types.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE)
-    registry = types.create_type_handler_registry((jax.Array, arrays))
-    items = {
-        name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-        for name in (WEIGHTS, OPTIMIZER)
-    }
-    handler = ocp.CompositeCheckpointHandler(**items, **{META: ocp.JsonCheckpointHandler()})
-    # A folder that cannot be made is an error at once, not of threads that wait for it.
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    return ocp.AsyncCheckpointer(handler, async_options=options)
-
-
-def _newest_sound(folder: Path, read_only: bool) -> int | None:
-    """The newest step that is as it was when it was sealed; None where there is no checkpoint.
-
-    Process 0 looks for all.
-    """
-    newest = NONE
-    if jax.process_index() == 0:
-        newest = _look_for_newest(folder, read_only)
-    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    if newest == ALL_DAMAGED:
-        raise CheckpointError(
-            f"all checkpoints in {folder} are damaged; the log says how. Bring one back from a "
-            "copy, or start again in another --workdir"
-        )
-    return None if newest == NONE else newest
-
-
-NONE, ALL_DAMAGED = -1, -2
-
-
-def _look_for_newest(folder: Path, read_only: bool) -> int:
-    if not read_only:
-        for path in folder.glob("*.orbax-checkpoint-tmp*"):  # of a save that was cut short
-            shutil.rmtree(path)
-    finished = []
-    for path in folders_of_steps(folder):
-        if (path / MANIFEST).exists():
-            finished.append(path)
-        elif not read_only:
-            log.warning("checkpoint %s was not finished, and is not used", path)
-            path.rename(_unused(path))
-    for path in reversed(finished):
-        problem = problem_of(path)
-        if not problem:
-            return int(path.name)
-        log.error("checkpoint %s is not used: %s", path, problem)
-        if not read_only and path != finished[0]:
-            path.rename(_unused(path))
-    return ALL_DAMAGED if finished else NONE
-
-
-def _unused(path: Path) -> Path:
-    """A name for what is damaged, beside others of it."""
-    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
-    return next(name for name in names if not name.exists())
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

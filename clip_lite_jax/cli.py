@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from clip_lite_jax.errors import ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from clip_lite_jax.config import DataConfig
+    from clip_lite_jax.places import Place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     # Libraries that log while they are imported have set it up before.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for chatty in ("absl", "jax"):  # jax tells at every start which accelerators there are not
+    # jax tells at every start which accelerators there are not, others where they found keys.
+    for chatty in ("absl", "jax", "aiobotocore", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         if rest and known.command not in ("train", "config", "plan", "data"):
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train, evaluate and report", epilog=any_field)
     train.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-    train.add_argument("--workdir", required=True, type=Path, help="folder of the run")
+    train.add_argument("--workdir", required=True, help="folder of the run, or gs://BUCKET/RUN")
     _add_processes(train)
     train.set_defaults(call=_train)
 
@@ -84,17 +85,17 @@ def _parser() -> argparse.ArgumentParser:
         help="how a run is, live or dead",
         epilog="Exit status: 0 it runs, or is finished; 3 it does neither; 2 there is no run.",
     )
-    status.add_argument("workdir", type=Path, help="folder of the run")
+    status.add_argument("workdir", help="folder of the run, or its URL")
     status.add_argument("--json", action="store_true", help="print all that is known, as JSON")
     status.add_argument("--verify", action="store_true", help="read the checkpoints' files, too")
     status.set_defaults(call=_status)
 
     report = commands.add_parser("report", help="write the report of a run again")
-    report.add_argument("workdir", type=Path, help="folder of the run")
+    report.add_argument("workdir", help="folder of the run, or its URL")
     report.set_defaults(call=_report)
 
     search = commands.add_parser("search", help="find pictures by text")
-    search.add_argument("--model", required=True, type=Path, help="folder of a run")
+    search.add_argument("--model", required=True, help="folder of a run, or its URL")
     search.add_argument("--images", required=True, type=Path, help="folder of pictures")
     search.add_argument("--count", type=int, default=5, help="files to print (default 5)")
     search.add_argument("query")
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands.add_parser("data", help="look at data, and turn it into other formats"))
 
     export = commands.add_parser("export", help="write the model for other programs, and check it")
-    export.add_argument("--model", required=True, type=Path, help="folder of a run")
+    export.add_argument("--model", required=True, help="folder of a run, or its URL")
     export.add_argument("--out", required=True, type=Path, help="folder to write")
     export.add_argument(
         "--format",
@@ -203,11 +204,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    if re.match(r"\w+:/", str(known.workdir)):
-        raise ConfigError(
-            f"--workdir={known.workdir}: no run can be kept in a bucket yet; mount it as a folder "
-            "(gcsfuse, mountpoint-s3) or give one that all hosts share"
-        )
+    workdir = _place(known.workdir)
     # Before anything that may use a device, and a configuration is a program.
     distributed.join(
         distributed.Options(
@@ -217,12 +214,30 @@ def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
             known.process_id,
             known.join_timeout,
         ),
-        known.workdir,
+        workdir,
     )
     from clip_lite_jax.config import load_config, parse_overrides
     from clip_lite_jax.main import run
 
-    run(load_config(known.config, parse_overrides(rest)), known.workdir)
+    run(load_config(known.config, parse_overrides(rest)), workdir)
+
+
+def _place(name: str) -> "Place":
+    """The folder of a run: a path or a URL."""
+    if "://" not in name:
+        return Path(name)
+    from clip_lite_jax.places import place
+
+    return place(name)
+
+
+def _local(name: str) -> Path:
+    """The folder of a run to read; of one in a bucket a copy."""
+    if "://" not in name:
+        return Path(name)
+    from clip_lite_jax.mirror import local_copy
+
+    return local_copy(name)
 
 
 def _config(known: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -260,7 +275,13 @@ def _status(known: argparse.Namespace, rest: Sequence[str]) -> int:
     from clip_lite_jax.apps.status import exit_status, status
     from clip_lite_jax.apps.status_text import describe
 
-    found = status(known.workdir, known.verify)
+    workdir = _place(known.workdir)
+    if isinstance(workdir, Path):
+        found = status(workdir, known.verify)
+    else:
+        from clip_lite_jax.apps.status_bucket import status_in_bucket
+
+        found = status_in_bucket(workdir, known.verify)
     print(json.dumps(found, indent=1) if known.json else describe(found))
     return exit_status(found)
 
@@ -269,7 +290,11 @@ def _report(known: argparse.Namespace, rest: Sequence[str]) -> None:
     del rest
     from clip_lite_jax.apps.report import write_report
 
-    print(write_report(known.workdir))
+    workdir = _place(known.workdir)
+    report = write_report(_local(known.workdir), str(workdir))
+    if not isinstance(workdir, Path):
+        (workdir / report.name).upload(report)
+    print(workdir / report.name)
 
 
 def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -277,7 +302,7 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from clip_lite_jax.apps.search import search
     from clip_lite_jax.inference import load
 
-    hits = search(load(known.model), known.images, known.query, known.count)
+    hits = search(load(_local(known.model)), known.images, known.query, known.count)
     for path, score in hits.files:
         print(f"{score:.2f}  {path}")
     for path, reason in hits.unreadable:
@@ -347,7 +372,7 @@ def _export(known: argparse.Namespace, rest: Sequence[str]) -> None:
     del rest
     from clip_lite_jax.apps.export import describe, export
 
-    print(describe(export(known.model, known.out, known.format, known.force)))
+    print(describe(export(_local(known.model), known.out, known.format, known.force)))
     print(f"written: {known.out}")
 
 

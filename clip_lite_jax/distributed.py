@@ -4,19 +4,22 @@ import ctypes
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clip_lite_jax import peers
 from clip_lite_jax.cluster import detect
 from clip_lite_jax.errors import ConfigError, Interrupted
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.peers import Group, Peers, prefixed
+
+if TYPE_CHECKING:
+    from clip_lite_jax.places import Place
 
 HEARTBEAT = 20
 """Seconds after which jax gives up a process that is there but does not move, by aborting all."""
@@ -50,7 +53,7 @@ class _This:
 _this = _This()
 
 
-def join(options: Options, workdir: Path) -> None:
+def join(options: Options, workdir: "Place") -> None:
     """Joins this process with the others of its run, if there are any; before jax is used.
 
     Raises:
@@ -63,12 +66,13 @@ def join(options: Options, workdir: Path) -> None:
     _this.group = group
     _mark_logs(group.process)
     run = uuid.uuid4().hex
-    if group.process == 0:
-        _sign_folder(workdir, run)
+    shared = workdir if isinstance(workdir, Path) else None  # a bucket is the same everywhere
+    if group.process == 0 and shared is not None:
+        _sign_folder(shared, run)
     _this.peers = peers.gather(group, options.join_timeout, run)
     _start_jax(group)
-    if group.process:
-        _check_folder(workdir, _this.peers)
+    if group.process and shared is not None:
+        _check_folder(shared, _this.peers)
 
 
 def joined() -> bool:
@@ -209,8 +213,6 @@ def _slow_abort() -> None:
 
 def _sign_folder(workdir: Path, run: str) -> None:
     """Process 0: leaves in the run's folder what the others look for."""
-    if _is_remote(workdir):
-        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomic(workdir / FOLDER_FILE, json.dumps({"run": run}))
@@ -221,8 +223,6 @@ def _sign_folder(workdir: Path, run: str) -> None:
 def _check_folder(workdir: Path, found: Peers) -> None:
     """Raises `ConfigError` where the folder is not that of process 0: half of a checkpoint in each
     of two folders is none."""
-    if _is_remote(workdir):
-        return
     deadline = time.monotonic() + SEEN_WITHIN
     while time.monotonic() < deadline:
         try:
@@ -235,8 +235,3 @@ def _check_folder(workdir: Path, found: Peers) -> None:
         f"--workdir={workdir} on {found.hosts[found.process]} is not the folder that process 0 on "
         f"{found.hosts[0]} sees: give one on a file system that all hosts share"
     )
-
-
-def _is_remote(workdir: Path) -> bool:
-    """Whether it is a URL, which is the same everywhere."""
-    return re.match(r"\w+:/", str(workdir)) is not None

@@ -24,6 +24,7 @@ SKIPPED_FILE = "skipped.jsonl"
 CHECKPOINTS = "checkpoints"
 RESULTS_FILE = "results.json"
 STATUS_FILE = "status.json"
+REPORT_FILE = "report.html"
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

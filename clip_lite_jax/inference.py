@@ -16,6 +16,7 @@ from clip_lite_jax.data.inputs import Pixels
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, CheckpointError, ConfigError
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, stack_or_empty
+from clip_lite_jax.mirror import local_copy
 from clip_lite_jax.models import DualEncoder, Model, build_model
 from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh
@@ -123,12 +124,14 @@ class DualEncoderModel:
 def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
     """The model of an exported folder, or of the newest checkpoint in a run's workdir.
 
+    A run may lie in a bucket, an exported folder may not.
+
     Raises:
       CheckpointError: there is no checkpoint, or the folder's parts contradict each other.
     """
     from clip_lite_jax.pretrained.own import OWN_FILE, read_own  # pretrained uses this module
 
-    workdir = Path(path)
+    workdir = local_copy(path)
     if (workdir / OWN_FILE).is_file():
         own = read_own(workdir)
         return DualEncoderModel(

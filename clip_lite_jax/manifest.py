@@ -22,10 +22,23 @@ def seal(folder: Path, numbers: Mapping[str, float] | None = None) -> None:
 
     `numbers` tell how good it is, see `numbers_of`.
     """
-    files = {name: size_and_hash(folder / name) for name in _names(folder)}
-    content = {"files": files, "numbers": dict(numbers or {})}
-    write_atomic(folder / MANIFEST, json.dumps(content, indent=1))
+    seal_with(folder, content_of(listed(folder), numbers or {}))
+
+
+def seal_with(folder: Path, content: bytes) -> None:
+    """Writes a manifest of which every file below `folder` is known to be as it says."""
+    write_atomic(folder / MANIFEST, content)
     _SOUND.add(_state_of(folder))
+
+
+def content_of(files: Mapping[str, Any], numbers: Mapping[str, float]) -> bytes:
+    """What a manifest holds."""
+    return json.dumps({"files": dict(files), "numbers": dict(numbers)}, indent=1).encode()
+
+
+def listed(folder: Path) -> dict[str, list[Any]]:
+    """Size and SHA-256 of every file below a folder, by its path there."""
+    return {name: size_and_hash(folder / name) for name in _names(folder)}
 
 
 def numbers_of(folder: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ copy, made once of each version of the object; parts of it are read without one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
@@ -26,6 +27,7 @@ from fsspec.callbacks import TqdmCallback
 
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.files import cache_folder, replacing
+from clip_lite_jax.remote_errors import is_final, is_refusal, unhidden, words
 
 Result = TypeVar("Result")
 
@@ -226,6 +228,11 @@ class RemotePath(os.PathLike[str]):
         if path.exists() and self.known.tag:  # without one nobody knows whether it has changed
             return path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # buckets may be private
+        self.download(path)
+        return path
+
+    def download(self, path: Path) -> None:
+        """Writes what is there to a local file, whole or not at all."""
         size = self.known.size
         shown = {"desc": self.name, "unit": "B", "unit_scale": True, "leave": False}
         shown["disable"] = (size or 0) < SHOWN_BYTES
@@ -235,13 +242,24 @@ class RemotePath(os.PathLike[str]):
             found = temporary.stat().st_size if temporary.exists() else 0
             if size not in (None, found):
                 raise DataError(f"{self}: {found:,} of {size:,} bytes came; start again")
-        return path
 
     def upload(self, file: Path) -> None:
         self._ask(lambda system, path: system.put_file(str(file), path))
 
     def write_bytes(self, data: bytes) -> None:
         self._ask(lambda system, path: system.pipe_file(path, data))
+
+    def changed(self) -> float | None:
+        """When it was last written, in seconds since 1970, where the file system knows."""
+        try:
+            return float(self._ask(lambda system, path: system.modified(path)).timestamp())
+        except DataError:
+            return None
+
+    def remove(self) -> None:
+        """Deletes a file, or finds that there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(lambda system, path: system.rm_file(path))
 
     @property
     def _protocol(self) -> str:
@@ -285,17 +303,17 @@ class RemotePath(os.PathLike[str]):
                 return question(system, self._path)
             # Each package has errors of its own.
             except Exception as raised:
-                error = _unhidden(raised)
+                error = unhidden(raised)
                 if isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(errno.ENOENT, "No such file", self.url) from error
-                if _is_refusal(error):
+                if is_refusal(error):
                     raise DataError(
-                        f"{self}: access refused ({_words(error)}): credentials that may do this "
+                        f"{self}: access refused ({words(error)}): credentials that may do this "
                         "are needed, where the tools of its provider look for them"
                     ) from error
                 late = time.monotonic() - begun > PATIENCE
-                if wait is None or late or _is_final(error):
-                    raise DataError(f"{self}: {_words(error)}") from error
+                if wait is None or late or is_final(error):
+                    raise DataError(f"{self}: {words(error)}") from error
                 time.sleep(wait)
         raise AssertionError
 
@@ -358,28 +376,3 @@ def _system_class(url: str) -> Any:
     except ImportError as error:
         needs = f"pip install 'clip_lite_jax[{EXTRAS[protocol]}]'" if protocol in EXTRAS else error
         raise DataError(f"{url}: the package for {protocol}:// is missing: {needs}") from error
-
-
-def _unhidden(error: Exception) -> Exception:
-    """The error itself, or what fsspec calls a missing file because a web server did not answer."""
-    cause = error.__cause__
-    if not isinstance(cause, Exception) or not isinstance(error, FileNotFoundError):
-        return error
-    of_the_web = type(cause).__module__.startswith("aiohttp")
-    return cause if of_the_web and getattr(cause, "status", 0) != 404 else error
-
-
-def _is_refusal(error: Exception) -> bool:
-    status = getattr(error, "status", getattr(error, "code", None))
-    words = "Credential" in type(error).__name__ or str(error).startswith("Forbidden")  # gcsfs
-    return isinstance(error, PermissionError) or words or status in (401, 403)
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another attempt would fare no better."""
-    never = (DataError, NotImplementedError, ValueError, TypeError, IsADirectoryError)
-    return isinstance(error, never) or "not satisfiable" in str(error).lower()
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -1,5 +1,7 @@
-"""Which checkpoints stay: the newest, the best, and every so many."""
+"""Which checkpoints there are, and which stay: the newest, the best, and every so many."""
 
+import itertools
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -7,6 +9,8 @@ from pathlib import Path
 
 from clip_lite_jax.config import CheckpointConfig
 from clip_lite_jax.manifest import MANIFEST, numbers_of
+
+log = logging.getLogger(__name__)
 
 
 def folders_of_steps(folder: Path) -> list[Path]:
@@ -48,3 +52,24 @@ def delete_all_but(stay: set[int], folder: Path) -> None:
             # Without it what a kill leaves of the rest does not count.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path)
+
+
+def finished(folder: Path, tidy: bool) -> list[Path]:
+    """The sealed ones, in their order; with `tidy` others move out of the way."""
+    if tidy:
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):  # of a save that was cut short
+            shutil.rmtree(path)
+    found = []
+    for path in folders_of_steps(folder):
+        if (path / MANIFEST).exists():
+            found.append(path)
+        elif tidy:
+            log.warning("checkpoint %s was not finished, and is not used", path)
+            set_aside(path)
+    return found
+
+
+def set_aside(path: Path) -> None:
+    """Renames what is damaged, beside others of it."""
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    path.rename(next(name for name in names if not name.exists()))

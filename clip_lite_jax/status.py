@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -41,7 +42,15 @@ class Status:
     written is no reason to end training.
     """
 
-    def __init__(self, workdir: Path, steps: int, active: bool) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        steps: int,
+        active: bool,
+        sent: Callable[[bool], object] = lambda at_once: None,
+    ) -> None:
+        """`sent` is called when the file is written, and told whether that is of note."""
+        self._sent = sent
         self._path = workdir / STATUS_FILE
         self._active = active
         self._content: dict[str, Any] = {"state": STARTING, "step": None, "steps": steps}
@@ -78,7 +87,7 @@ class Status:
         elif state == EVALUATING:
             self._evaluation = (self._content["step"], monotonic())
         self._content |= {"state": state, "since": now()}
-        self._write()
+        self._write(of_note=True)
 
     def beat(self, step: int, skipped_steps: int = 0) -> None:
         """Says that the loop has come to `step`; to be called at every step, mostly for nothing."""
@@ -98,7 +107,7 @@ class Status:
         self._content |= {"error": type(error).__name__, "message": first[:LONGEST_MESSAGE]}
         self.enter(state)
 
-    def _write(self) -> None:
+    def _write(self, of_note: bool = False) -> None:
         began = monotonic()
         self._content["time"] = now()
         try:
@@ -107,6 +116,7 @@ class Status:
             if not self._warned:
                 log.warning("%s cannot be written, training goes on: %s", self._path, error)
             self._warned = True
+        self._sent(of_note)
         took = monotonic() - began
         self._due = began + min(max(BEAT_SECONDS, took / SHARE), MAX_BEAT_SECONDS)
 

@@ -26,6 +26,7 @@ from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.interrupts import Interrupts
 from clip_lite_jax.learner import build_learner
 from clip_lite_jax.metrics import MetricWriter, Progress
+from clip_lite_jax.mirror import Mirror
 from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.profiling import Profile
 from clip_lite_jax.run import Run, build_run, restore_or_init
@@ -45,8 +46,10 @@ from clip_lite_jax.train_step import (
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path) -> Run:
+def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> Run:
     """Trains to `config.steps`, going on from the newest checkpoint in `workdir` if there is one.
+
+    A `mirror` keeps what is in `workdir`, its folder, in a bucket.
 
     Raises:
       ConfigError, DataError: what is asked for cannot run.
@@ -54,13 +57,16 @@ def train(config: Config, workdir: Path) -> Run:
       CheckpointError: checkpoints cannot be read, or not be written time and again.
       Interrupted: it was asked to end, by a signal or the clock, and has saved where it was.
     """
-    with Status(workdir, config.steps, active=jax.process_index() == 0) as status:
+    mirror = mirror or Mirror(workdir)
+    mirror.check(config)
+    active = jax.process_index() == 0
+    with Status(workdir, config.steps, active, mirror.send_soon) as status:
         check_resampling(config.data.augment)
         use_compilation_cache()
-        return _train(config, workdir, status)
+        return _train(config, workdir, status, mirror)
 
 
-def _train(config: Config, workdir: Path, status: Status) -> Run:
+def _train(config: Config, workdir: Path, status: Status, mirror: Mirror) -> Run:
     run = build_run(config, workdir)
     config = run.config  # with what model.*.init_from states
     run.warn_of_cut_captions()
@@ -73,7 +79,7 @@ def _train(config: Config, workdir: Path, status: Status) -> Run:
         config.seed,
         config.accumulate,
     )
-    checkpoints = Checkpoints(workdir, config.checkpoint)
+    checkpoints = Checkpoints(workdir, config.checkpoint, mirror)
     state, optimizer = restore_or_init(run, checkpoints)
     train_step = make_train_step(
         learner,

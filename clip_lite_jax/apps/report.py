@@ -33,19 +33,20 @@ from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import read_results
 from clip_lite_jax.evaluators.information import Information, matched_and_shuffled
 from clip_lite_jax.evaluators.retrieval import Retrieval
-from clip_lite_jax.files import write_atomic
+from clip_lite_jax.files import REPORT_FILE, write_atomic
 from clip_lite_jax.inference import load
 from clip_lite_jax.metrics import read_metrics, seconds_per_step
 from clip_lite_jax.objectives import OPTIMAL_CRITIC
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.run import CONFIG_FILE, SKIPPED_FILE, Run, build_run
 
-REPORT_FILE = "report.html"
 SKIPPED_SHOWN = 20
 
 
-def write_report(workdir: Path) -> Path:
+def write_report(workdir: Path, name: str = "") -> Path:
     """Writes ``report.html`` into a run's workdir and returns its path.
+
+    `name` is what the report calls the workdir, where that is a copy of what a bucket holds.
 
     Raises:
       CheckpointError: no run there, or one without a checkpoint.
@@ -58,7 +59,7 @@ def write_report(workdir: Path) -> Path:
     held_out = measured(results, step, lines)
     context = {
         "config": config,
-        "workdir": workdir,
+        "workdir": name or workdir,
         "training": _training(run, step, lines),
         "measured": held_out,
         "provenance": results["provenance"] if results else provenance(),
@@ -69,7 +70,7 @@ def write_report(workdir: Path) -> Path:
         "plots": curves(lines, config.objective.name, config.negatives.name == "hard"),
         "examples": _examples(run, held_out.stage),
         "skipped": _skipped(workdir),
-        "commands": commands(config, workdir),
+        "commands": commands(config, name or workdir),
     }
     html = environment().get_template("report.html.j2").render(context)
     path = workdir / REPORT_FILE

@@ -14,15 +14,15 @@ from clip_lite_jax.errors import ConfigError
 QUICKSTART = "configs/quickstart.py"
 
 
-def commands(config: Config, workdir: Path) -> dict[str, str]:
+def commands(config: Config, workdir: Path | str) -> dict[str, str]:
     """This run again, this run with twice the steps, and the quoted workdir."""
     file, overrides = _file_and_overrides(config)
     longer = overrides | {"steps": 2 * config.steps}
     return {
         "workdir": shlex.quote(str(workdir)),
         "python_workdir": json.dumps(str(workdir), ensure_ascii=False),
-        "train": _train(file, overrides, workdir),
-        "longer": _train(file, longer, Path(f"{workdir}-{longer['steps']}-steps")),
+        "train": _train(file, overrides, str(workdir)),
+        "longer": _train(file, longer, f"{workdir}-{longer['steps']}-steps"),
     }
 
 
@@ -48,9 +48,9 @@ def _get(tree: dict[str, Any], path: str) -> Any:
     return reduce(lambda node, name: node[name], path.split("."), tree)
 
 
-def _train(file: str, overrides: dict[str, Any], workdir: Path) -> str:
+def _train(file: str, overrides: dict[str, Any], workdir: str) -> str:
     fields = [f"--config.{path}={_quoted(value)}" for path, value in overrides.items()]
-    words = [f"clip-lite train --config {file}", *fields, f"--workdir {_quoted(str(workdir))}"]
+    words = [f"clip-lite train --config {file}", *fields, f"--workdir {_quoted(workdir)}"]
     return " \\\n  ".join(words)
 
 

@@ -22,6 +22,7 @@ from clip_lite_jax.files import (
 )
 
 RUNNING, STALLED, SILENT, DIED = "running", "stalled", "silent", "died"
+Saved = tuple[list[dict[str, Any]], list[str]]
 NO_RUN, NEITHER = 2, 3
 """Exit statuses: there is no run; it neither runs nor is finished."""
 
@@ -52,10 +53,11 @@ class Pace:
         return QUIET.get(state, QUIET[written.TRAINING])
 
 
-def status(workdir: Path, verify: bool = False) -> dict[str, Any]:
+def status(workdir: Path, verify: bool = False, saved: Saved | None = None) -> dict[str, Any]:
     """What is to be said of a run, as plain data: `status_text.describe` makes text of it.
 
-    With `verify` the files of all checkpoints are read and compared with their manifests.
+    With `verify` the files of all checkpoints are read and compared with their manifests; unless
+    it is known what is `saved`, as by `status_files.checkpoints`, elsewhere.
 
     Raises:
       CheckpointError: there is no run in `workdir`.
@@ -71,8 +73,8 @@ def status(workdir: Path, verify: bool = False) -> dict[str, Any]:
     lines = files.last_lines(workdir / METRICS_FILE)
     numbers = files.latest(lines)
     pace = Pace(_step_seconds(config, numbers), run.number("evaluation", "seconds"))
-    saved, others = files.checkpoints(workdir, verify)
-    step = _step(run, numbers, saved)
+    checkpoints, others = saved or files.checkpoints(workdir, verify)
+    step = _step(run, numbers, checkpoints)
     steps = run.count("steps") or config.count("steps")
     found = {
         "workdir": str(workdir),
@@ -99,7 +101,7 @@ def status(workdir: Path, verify: bool = False) -> dict[str, Any]:
         "alarms": _alarms(config, lines),
         "evaluation": _evaluation(run, lines),
         "results": _results(workdir),
-        "checkpoints": saved,
+        "checkpoints": checkpoints,
         "no_checkpoints": others,
         "skipped_examples": files.count_lines(workdir / SKIPPED_FILE),
         "skipped_steps": run.count("skipped_steps"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from buckets import moved
+from buckets import check_run, moved
 from fifty import FORMATS, everything, written
 
 from clip_lite_jax.apps.data_convert import conversion_of, convert
@@ -64,3 +64,15 @@ def test_conversion(tmp_path: Path, bucket: str) -> None:
 def test_what_is_not_there(bucket: str) -> None:
     with pytest.raises(DataError, match=f"'{bucket}/gone.csv': No such file"):
         everything(DataConfig(source=f"{bucket}/gone.csv"))
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_a_run(
+    pairs: Path,
+    tmp_path: Path,
+    bucket: str,
+    filesystem: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_run(f"{bucket}/runs/one", pairs, tmp_path, filesystem, monkeypatch, caplog)

@@ -8,17 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from buckets import moved
+from buckets import check_run, moved
+from conftest import tiny_config
 from fifty import FORMATS, everything, fifty_pairs, written
+from test_bucket_runs import another_machine, curve
+from test_distributed import Processes, command, small_config, write_config
 
 from clip_lite_jax.apps.data_convert import conversion_of, convert
 from clip_lite_jax.cli import main
-from clip_lite_jax.config import DataConfig
+from clip_lite_jax.config import DataConfig, MeshConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.pairs import Pairs
 from clip_lite_jax.data.sources import build_sources, fingerprint
 from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.inference import load
+from clip_lite_jax.metrics import read_metrics
+from clip_lite_jax.mirror import local_copy
 from clip_lite_jax.remote import RemotePath
 
 s3fs = pytest.importorskip("s3fs")
@@ -132,3 +140,78 @@ def test_the_check(tmp_path: Path, bucket: str, capfd: pytest.CaptureFixture[str
     command = ["data", "check", config.source, f"--out={tmp_path / 'check'}", "--processes=2"]
     assert main([*command, "--config.data.split_column=split"]) == 0
     assert "50" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_a_run(
+    pairs: Path,
+    tmp_path: Path,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_run(f"{bucket}/runs/one", pairs, tmp_path, s3fs.S3FileSystem(), monkeypatch, caplog)
+
+
+def test_refusals_of_a_run(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_config(tmp_path / "nowhere.csv"))
+    command = ["train", "--config", str(config), "--workdir"]
+    assert main([*command, "s3://no-such-bucket/run"]) == 2
+    assert "--workdir=s3://no-such-bucket/run: there is no such bucket" in capsys.readouterr().err
+
+
+def test_a_run_of_two_processes_without_a_shared_disk(
+    pairs: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, killed while it sends, and gone on with on new machines each time; and it equals one
+    in a shared folder."""
+    config = replace(small_config(pairs), mesh=MeshConfig(fsdp="all"))
+    file, url = write_config(tmp_path, config), f"{bucket}/runs/two"
+    program = ["-m", "clip_lite_jax.main"]
+    with Processes(tmp_path, command(program, file, tmp_path / "shared", 2)) as running:
+        assert running.wait() == (0, 0), running.texts()
+
+    def is_saved() -> bool:
+        return RemotePath(f"{url}/checkpoints/5/manifest.json").is_file()
+
+    another_machine(monkeypatch, tmp_path / "first")
+    with Processes(tmp_path, command(program, file, url, 2)) as running:  # type: ignore[arg-type]
+        running.wait_for(is_saved)
+        running.running[1].terminate()
+        assert running.wait() == (75, 75), running.texts()
+
+    def is_sent() -> bool:
+        folder = RemotePath(f"{url}/checkpoints/15")
+        folder.forget_listings()
+        return len(list(folder.iterdir())) > 0
+
+    another_machine(monkeypatch, tmp_path / "killed")
+    with Processes(tmp_path, command(program, file, url, 2)) as running:  # type: ignore[arg-type]
+        running.wait_for(is_sent)
+        running.running[1].kill()
+        assert running.wait() == (1, -9), running.texts()
+    another_machine(monkeypatch, tmp_path / "second")
+    with Processes(tmp_path, command(program, file, url, 2)) as running:  # type: ignore[arg-type]
+        assert running.wait() == (0, 0), running.texts()
+        assert "Orbax" not in "".join(running.texts())
+
+    another_machine(monkeypatch, tmp_path / "third")
+    copy = local_copy(url)
+    one, other = (load(folder) for folder in (copy, tmp_path / "shared"))
+    for ours, theirs in zip(*(jax.tree.leaves(m.params) for m in (one, other)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert curve(read_metrics(copy)) == curve(read_metrics(tmp_path / "shared"))
+    names = [path.relative_to(RemotePath(url)).as_posix() for path in RemotePath(url).files()]
+    assert not [name for name in names if ".parts" in name]
+    folders = [folder.name for folder in (tmp_path / "second" / "runs").iterdir()]
+    assert len(folders) == 2  # each has its own
+
+    another_machine(
+        monkeypatch, tmp_path / "fourth"
+    )  # one process goes on with what two have saved
+    longer = write_config(tmp_path / "longer", replace(config, steps=22, resume_from=url))
+    with Processes(tmp_path, command(program, longer, tmp_path / "alone", 1), 4) as running:
+        assert running.wait() == (0,), running.texts()
+        assert "restored checkpoint 20" in running.texts()[0]
