@@ -18,7 +18,7 @@ from clip_lite_jax.chips import peak_flops
 from clip_lite_jax.config import Config, LogConfig, validate
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.flops import flops
-from clip_lite_jax.learner import _spread
+from clip_lite_jax.learner import _direction, _spreads
 from clip_lite_jax.metrics import FROM_THE_MACHINE, Progress, device_memory, read_metrics
 from clip_lite_jax.profiling import Profile
 from clip_lite_jax.train import train
@@ -56,13 +56,18 @@ def test_nothing_is_wrong() -> None:
     assert problems({"loss": 1.0}, "jsd", None) == {}
 
 
+def spread(embeddings: Any, valid: Any) -> Any:
+    direction = _direction(embeddings, valid, jnp.sum(valid))
+    return _spreads({"image_direction": direction, "text_direction": direction})["text_spread"]
+
+
 def test_spread() -> None:
     valid = jnp.arange(8) < 6
     same = jnp.tile(jnp.array([[3.0, 4.0]]), (8, 1)).at[6:].set(-1)
-    assert _spread(same, valid) == pytest.approx(0, abs=1e-6)
+    assert spread(same, valid) == pytest.approx(0, abs=1e-6)
     ways = jnp.array([[1.0, 0], [-2, 0], [0, 1], [0, -3], [1, 1], [-1, -1], [9, 9], [9, 9]])
-    assert _spread(ways, valid) == pytest.approx(1)
-    assert _spread(same, valid & False) == pytest.approx(1)
+    assert spread(ways, valid) == pytest.approx(1)
+    assert spread(same, valid & False) == pytest.approx(1)
 
 
 def test_a_compiled_step_is_the_step_and_knows_its_cost() -> None:
