@@ -144,9 +144,9 @@ def _watch_files(striker: Striker, manifest: Any) -> None:
             striker.at("delete")
         rmtree(path, *arguments, **named)
 
-    def sealed(path: Path, content: str) -> None:
+    def sealed(path: Path, content: bytes) -> None:
         if striker.moment == "sealing" and striker.step >= striker.from_step:
-            path.with_name(f"{path.name}.0.tmp").write_text(content[: len(content) // 2])
+            path.with_name(f"{path.name}.0.tmp").write_bytes(content[: len(content) // 2])
             striker.at("sealing")
             path.with_name(f"{path.name}.0.tmp").unlink()
         atomic(path, content)
