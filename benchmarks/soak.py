@@ -1,9 +1,10 @@
 """Whether a long run grows: ``python -m benchmarks.soak`` trains for two hours and looks on.
 
 A small quickstart runs through the public command, with evaluation and checkpoints, in a process of
-its own.  Every half minute its memory is read: the proportional set size (PSS) of the process and
-its children, from Linux' ``/proc``.  After a warm-up a line is laid through the samples by least
-squares, memory over steps; its slope must be below `LIMIT`.
+its own.  Every half minute its own memory is read (anonymous pages, of the process and its
+children, from Linux' ``/proc``; pages of libraries are shared with whatever else runs, and change
+with that).  After a warm-up a line is laid through the samples by least squares, memory over steps;
+its slope must be below `LIMIT`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "soak.json"
 DOCS = Path(__file__).parent.parent / "docs" / "long_runs.md"
 QUICK_RESULTS = Path("runs/soak/quick.json")
 
+OWN = "pss_anon"
 LIMIT = 1.0
 """MiB that a run may grow by in a thousand steps."""
 WARM_UP = 0.2
@@ -129,7 +131,7 @@ def watch(workdir: Path, minutes: float, every: float) -> list[dict[str, float]]
 
 
 def slope_of(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """MiB of PSS in a thousand steps, with its 95 % interval, after the warm-up.
+    """MiB of own memory in a thousand steps, with its 95 % interval, after the warm-up.
 
     Least squares over all samples; the interval by Student's t over means of blocks.
     """
@@ -137,7 +139,7 @@ def slope_of(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
     warm = warm[int(len(warm) * WARM_UP) :]
     quarter = max(1, len(warm) // 4)
     steps = np.array([s["step"] for s in warm]) / 1000
-    memory = np.array([s["pss"] for s in warm])
+    memory = np.array([s[OWN] for s in warm])
     blocks = min(BLOCKS, len(warm) // 2)
     if blocks < 3:
         raise SystemExit(f"{len(warm)} samples after the warm-up are too few for a slope")
@@ -161,7 +163,7 @@ def slope_of(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 def _typical(samples: Sequence[dict[str, float]]) -> dict[str, float]:
     """Medians: while a checkpoint is written there are more threads and files."""
-    names = ("pss", "threads", "files")
+    names = (OWN, "threads", "files")
     return {name: float(np.median([sample[name] for sample in samples])) for name in names}
 
 
@@ -176,8 +178,8 @@ def report(results: dict[str, Any]) -> str:
         ("steps", f"{found['to_step']:,}"),
         ("evaluations", f"{found['to_step'] // int(SETTINGS['eval.every']):,}"),
         ("checkpoints", f"{found['to_step'] // int(SETTINGS['checkpoint.every']):,}"),
-        ("memory (PSS), median of the first quarter", f"{first['pss']:.1f} MiB"),
-        ("of the last quarter", f"{last['pss']:.1f} MiB"),
+        ("own memory, median of the first quarter", f"{first[OWN]:.1f} MiB"),
+        ("of the last quarter", f"{last[OWN]:.1f} MiB"),
         ("least and most", f"{found['lowest']:.1f} and {found['highest']:.1f} MiB"),
         ("slope", f"{found['slope']:+.3f} MiB in 1,000 steps"),
         ("its 95 % interval", f"{low:+.3f} to {high:+.3f}"),
