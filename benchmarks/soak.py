@@ -136,7 +136,7 @@ def slope_of(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
     Least squares over all samples; the interval by Student's t over means of blocks.
     """
     warm = [s for s in samples if s["step"] > 0]
-    warm = warm[int(len(warm) * WARM_UP) :]
+    warm = warm[int(len(warm) * WARM_UP) : -1]  # at the last it may be ending
     quarter = max(1, len(warm) // 4)
     steps = np.array([s["step"] for s in warm]) / 1000
     memory = np.array([s[OWN] for s in warm])
