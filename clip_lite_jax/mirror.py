@@ -10,7 +10,8 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -20,7 +21,7 @@ from clip_lite_jax import bucket_checkpoints as bucket_of
 from clip_lite_jax.bucket_files import FILES, fetch_files
 from clip_lite_jax.config import CheckpointConfig, Config
 from clip_lite_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from clip_lite_jax.files import CHECKPOINTS, cache_folder
+from clip_lite_jax.files import CHECKPOINTS, SKIPPED_FILE, TOKENIZER_FILE, cache_folder
 from clip_lite_jax.newest import newest_sound
 from clip_lite_jax.places import Place, place
 from clip_lite_jax.remote import RemotePath
@@ -31,6 +32,8 @@ FOLDERS = ("tensorboard", "profile")
 """Whose files are sent, and not fetched."""
 STAYS = ("features",)
 """What is kept of a folder that is used again: it can be made anew, at a price."""
+DELETED = (TOKENIZER_FILE, SKIPPED_FILE)
+"""What a run that begins anew deletes; nothing else that is missing here is missing for good."""
 SECONDS = 60.0
 """At most so often are small files sent while nothing else happens."""
 
@@ -51,6 +54,7 @@ class Mirror:
         self._due = 0.0
         self._failing = False
         self._numbers: dict[int, dict[str, float]] = {}
+        self._held = ExitStack()
 
     def __str__(self) -> str:
         return str(self.bucket or self.folder)
@@ -59,27 +63,31 @@ class Mirror:
         """Fetches what is there.
 
         Raises:
-          ConfigError: the bucket cannot be read or written, or the folder not be written.
+          ConfigError: the bucket cannot be read or written, or the folder not be written; or the
+            run goes on in another process of this machine.
           CheckpointError: it has checkpoints, and all of them are damaged.
         """
         if self.bucket is None:
             return self
-        try:
-            if jax.process_index() == 0:
-                _check_writable(self.bucket)
-            self._fetch_files(self.bucket)
-            fetch_newest(self.bucket, self.folder, mend=True)
-            if jax.process_index() == 0:
-                log.info("%s is copied to %s while it runs", self.bucket, self.folder)
-        except FileNotFoundError as error:
-            raise ConfigError(f"--workdir={self.bucket}: there is no such bucket") from error
-        except DataError as error:
-            raise ConfigError(f"--workdir={self.bucket} cannot be used: {error}") from error
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir={self.bucket} cannot be copied to {self.folder}: {error}; the variable "
-                "CLIP_LITE_CACHE names another folder"
-            ) from error
+        with ExitStack() as held:  # let go of where this fails
+            try:
+                held.enter_context(self._alone())
+                if jax.process_index() == 0:
+                    _check_writable(self.bucket)
+                self._fetch_files(self.bucket)
+                fetch_newest(self.bucket, self.folder, mend=True)
+                if jax.process_index() == 0:
+                    log.info("%s is copied to %s while it runs", self.bucket, self.folder)
+            except FileNotFoundError as error:
+                raise ConfigError(f"--workdir={self.bucket}: there is no such bucket") from error
+            except DataError as error:
+                raise ConfigError(f"--workdir={self.bucket} cannot be used: {error}") from error
+            except OSError as error:
+                raise ConfigError(
+                    f"--workdir={self.bucket} cannot be copied to {self.folder}: {error}; the "
+                    "variable CLIP_LITE_CACHE names another folder"
+                ) from error
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -87,12 +95,13 @@ class Mirror:
             return
         if self._thread is not None:
             self._thread.join()
-        try:
-            self.send()
-        except (DataError, OSError) as problem:
-            if error is None:
-                raise
-            log.error("%s", problem)  # not in place of what it ends with
+        with self._held:
+            try:
+                self.send()
+            except (DataError, OSError) as problem:
+                if error is None:
+                    raise
+                log.error("%s", problem)  # not in place of what it ends with
         if isinstance(error, UserError):  # whoever reads it knows the bucket, not the copy
             error.args = (str(error).replace(str(self.folder), str(self.bucket)),)
 
@@ -140,8 +149,13 @@ class Mirror:
         if self.bucket is None or jax.process_index() > 0:
             return
         with self._lock:
+            if not self.folder.is_dir():
+                raise DataError(
+                    f"{self.folder}, which is sent to {self.bucket}, is gone: start again, and the "
+                    "run goes on from what the bucket has"
+                )
             there = {path.relative_to(self.folder).as_posix(): path for path in self._small_files()}
-            for name in self._sent.keys() - there.keys():
+            for name in (self._sent.keys() - there.keys()).intersection(DELETED):
                 (self.bucket / name).remove()
                 del self._sent[name]
             for name, path in there.items():
@@ -187,6 +201,20 @@ class Mirror:
                 bucket_of.retain(there, config, self._numbers)
             except (DataError, OSError) as error:  # what was saved is saved
                 log.error("checkpoints that are no longer needed are not deleted: %s", error)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raises `ConfigError` where another process of this machine works in the folder."""
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder.parent / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"--workdir={self.bucket}: another process of this machine runs it; wait until "
+                    "that has ended, or name another --workdir"
+                ) from error
+            yield
 
     def _fetch_files(self, bucket: RemotePath) -> None:
         for path in self.folder.glob("*"):

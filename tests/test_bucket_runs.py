@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,10 +367,6 @@ def test_small_files_that_cannot_be_sent_wait(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = RemotePath.write_bytes
-
-    def refused(path: RemotePath, data: bytes) -> None:
-        raise DataError(f"{path}: no room")
-
     with Mirror(HERE) as mirror:
         (mirror.folder / "metrics.jsonl").write_text('{"step": 1}\n')
         monkeypatch.setattr(RemotePath, "write_bytes", refused)
@@ -384,12 +381,41 @@ def test_small_files_that_cannot_be_sent_wait(
         mirror._thread.join()  # type: ignore[union-attr]
         assert f"{URL} is written again" in caplog.text
         assert list(read_json_lines(local_copy_of("metrics.jsonl", mirror.folder)))
-        (mirror.folder / "metrics.jsonl").unlink()
-        mirror.send()
-        assert names() == set()
     with pytest.raises(DataError, match="no room"), Mirror(HERE) as mirror:  # noqa: PT012
         (mirror.folder / "metrics.jsonl").write_text('{"step": 1}\n')
         monkeypatch.setattr(RemotePath, "write_bytes", refused)
+
+
+def test_what_is_missing_here_stays_there() -> None:
+    with pytest.raises(DataError, match="is gone: start again"), Mirror(HERE) as mirror:  # noqa: PT012
+        for name in ("metrics.jsonl", "tokenizer.model", "skipped.jsonl"):
+            (mirror.folder / name).write_text("{}\n")
+        mirror.send()
+        for name in ("metrics.jsonl", "skipped.jsonl"):  # a run that begins anew has the second
+            (mirror.folder / name).unlink()
+        mirror.send()
+        assert names() == {"metrics.jsonl", "tokenizer.model"}
+        shutil.rmtree(mirror.folder)
+    assert names() == {"metrics.jsonl", "tokenizer.model"}
+
+
+def test_a_run_is_not_started_twice_on_a_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Mirror(HERE):
+        with pytest.raises(ConfigError, match=f"{URL}: another process of this machine runs it"):
+            Mirror(HERE).__enter__()
+        another_machine(monkeypatch, tmp_path / "b")
+        with monkeypatch.context() as patch:
+            patch.setattr(RemotePath, "write_bytes", refused)
+            with pytest.raises(ConfigError, match="no room"):
+                Mirror(HERE).__enter__()
+        with Mirror(HERE):  # what failed let go of it
+            pass
+
+
+def refused(path: RemotePath, data: bytes) -> None:
+    raise DataError(f"{path}: no room")
 
 
 def local_copy_of(name: str, folder: Path) -> Path:
