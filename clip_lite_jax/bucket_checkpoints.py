@@ -48,7 +48,8 @@ def finished(folder: RemotePath, tell: bool) -> list[RemotePath]:
         if is_sealed(path):
             found.append(path)
         elif tell and _files(path):
-            log.warning("checkpoint %s was not finished, and is not used", path)
+            what = "is damaged" if is_damaged(path) else "was not finished"
+            log.warning("checkpoint %s %s, and is not used", path, what)
     return found
 
 
@@ -62,6 +63,11 @@ def _files(folder: RemotePath) -> list[RemotePath]:
 
 def is_sealed(there: RemotePath) -> bool:
     return (there / MANIFEST).is_file()
+
+
+def is_damaged(there: RemotePath) -> bool:
+    """Whether it was set aside, and has not been saved again since."""
+    return (there / SET_ASIDE).is_file() and not is_sealed(there)
 
 
 def read_manifest(there: RemotePath) -> tuple[bytes, Files, dict[str, float]]:
@@ -161,6 +167,7 @@ def send(
     parts = there.with_name(f"{there.name}.parts")
     if process == 0:
         (there / MANIFEST).remove()  # of an attempt before, or of a run that went back
+        (there / SET_ASIDE).remove()  # what was damaged is made anew
     if processes > 1:
         _write_json(parts / f"{process}.json", own)
     wait_for_all("listed")
@@ -221,7 +228,7 @@ def retain(
         known[step] = _numbers_of(sealed[step])
     stay = kept({step: known[step] for step in sealed}, config)
     for step, path in paths.items():
-        if step not in stay and not (path / SET_ASIDE).is_file():
+        if step not in stay and not is_damaged(path):
             delete(path)
     for path in folder.glob("*.parts"):  # of a save that was cut short
         if path.stem.isdecimal() and int(path.stem) <= max(sealed, default=-1):

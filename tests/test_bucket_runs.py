@@ -217,7 +217,10 @@ def test_a_damaged_checkpoint_is_told_of_and_not_used(
     assert newest(monkeypatch, tmp_path / "c") == 2
     assert "is not used: " not in caplog.text  # it does not count any more
     saved(state, 3)
+    assert status_in_bucket(HERE)["no_checkpoints"] == []
     assert newest(monkeypatch, tmp_path / "d") == 3
+    saved(state, 4, config=CheckpointConfig(keep=1))
+    assert {name.split("/")[1] for name in names()} == {"4"}
 
 
 def test_all_of_them_damaged(
