@@ -1,5 +1,6 @@
 """Runs whose folder is a bucket: what is there counts, whole or not at all, on any machine."""
 
+import contextlib
 import json
 import os
 import re
@@ -38,6 +39,7 @@ from clip_lite_jax.inference import load
 from clip_lite_jax.main import run
 from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 from clip_lite_jax.mirror import Mirror, local_copy
+from clip_lite_jax.places import each
 from clip_lite_jax.remote import RemotePath
 from clip_lite_jax.run import build_run
 from clip_lite_jax.train_state import TrainState
@@ -400,6 +402,36 @@ def test_what_is_missing_here_stays_there() -> None:
         assert names() == {"metrics.jsonl", "tokenizer.model"}
         shutil.rmtree(mirror.folder)
     assert names() == {"metrics.jsonl", "tokenizer.model"}
+
+
+def test_a_copy_keeps_nothing_that_is_gone(state: TrainState) -> None:
+    saved(state, 1)
+    (HERE / "results.json").write_bytes(b"{}")
+    assert (local_copy(URL) / "results.json").exists()
+    (HERE / "results.json").remove()
+    assert not (local_copy(URL) / "results.json").exists()
+
+
+@pytest.mark.parametrize("ends", ["early", "with an error"])
+def test_nothing_goes_on_in_the_background(ends: str) -> None:
+    begun, may_end, ended = threading.Barrier(3), threading.Event(), []
+
+    def one(path: RemotePath) -> None:
+        if path.name in "ab":
+            begun.wait(60)
+            may_end.wait(60)
+            ended.append(path.name)
+        elif path.name == "first":
+            begun.wait(60)
+            threading.Timer(0.1, may_end.set).start()
+            if ends != "early":
+                raise DataError("the line is cut")
+
+    paths = [HERE / name for name in ("first", "a", "b")]
+    with contextlib.suppress(DataError):
+        for _ in each(one, paths):
+            break
+    assert sorted(ended) == ["a", "b"]
 
 
 def test_a_run_is_not_started_twice_on_a_machine(
