@@ -184,8 +184,9 @@ class Mirror:
           DataError: it cannot be written.
         """
         assert self.bucket is not None
-        self.send()
         local, there = self.folder / CHECKPOINTS, self.bucket / CHECKPOINTS
+        _delete_all_but(local, step)  # first: each attempt leaves one while the bucket takes none
+        self.send()
         bucket_of.send(
             local / str(step),
             there / str(step),
@@ -194,7 +195,6 @@ class Mirror:
             jax.process_count(),
             wait_for_all,
         )
-        _delete_all_but(local, step)
         if jax.process_index() == 0:
             self._numbers[step] = dict(numbers)
             try:

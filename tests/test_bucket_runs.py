@@ -259,6 +259,7 @@ def test_what_is_cut_short_before_the_manifest_is_no_checkpoint(
         assert own.latest_step() == 1
         with pytest.raises(CheckpointError, match="the line is cut"):
             own.save_or_retry(at(state, 2), META, {}, wait=True)
+        assert [path.name for path in (mirror.folder / "checkpoints").iterdir()] == ["2"]
         assert f"{URL}/checkpoints/2/manifest.json: the line is cut; training goes" in caplog.text
         assert own.latest_step() == 1
         assert steps() == [1]
