@@ -47,13 +47,13 @@ def finished(folder: RemotePath, tell: bool) -> list[RemotePath]:
     for path in steps_in(folder):
         if is_sealed(path):
             found.append(path)
-        elif tell and _files(path):
+        elif tell and files_in(path):
             what = "is damaged" if is_damaged(path) else "was not finished"
             log.warning("checkpoint %s %s, and is not used", path, what)
     return found
 
 
-def _files(folder: RemotePath) -> list[RemotePath]:
+def files_in(folder: RemotePath) -> list[RemotePath]:
     """What lies below; nothing where there is no folder, or one that is left of deleted files."""
     try:
         return folder.files()
@@ -68,6 +68,12 @@ def is_sealed(there: RemotePath) -> bool:
 def is_damaged(there: RemotePath) -> bool:
     """Whether it was set aside, and has not been saved again since."""
     return (there / SET_ASIDE).is_file() and not is_sealed(there)
+
+
+def is_gone(there: RemotePath) -> bool:
+    """Whether a checkpoint that was one when it was listed is none by now."""
+    there.forget_listings()
+    return not is_sealed(there)
 
 
 def read_manifest(there: RemotePath) -> tuple[bytes, Files, dict[str, float]]:
@@ -202,7 +208,7 @@ def _read_parts(parts: RemotePath, processes: range) -> list[Files]:
 def delete(there: RemotePath) -> None:
     """Deletes a folder; a checkpoint stops to be one first."""
     (there / MANIFEST).remove()
-    for _ in each(RemotePath.remove, _files(there)):
+    for _ in each(RemotePath.remove, files_in(there)):
         pass
 
 

@@ -22,7 +22,7 @@ from clip_lite_jax.bucket_files import FILES, fetch_files
 from clip_lite_jax.config import CheckpointConfig, Config
 from clip_lite_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from clip_lite_jax.files import CHECKPOINTS, SKIPPED_FILE, TOKENIZER_FILE, cache_folder
-from clip_lite_jax.newest import newest_sound
+from clip_lite_jax.newest import GoneError, newest_sound
 from clip_lite_jax.places import Place, place
 from clip_lite_jax.remote import RemotePath
 
@@ -230,13 +230,17 @@ def fetch_newest(bucket: RemotePath, folder: Path, mend: bool) -> None:
     All processes call it, and agree.  With `mend`, what is damaged does not count from now on.
 
     Raises:
-      CheckpointError: there are checkpoints, and all of them are damaged.
+      CheckpointError: there are checkpoints, and all of them are damaged; or the run that goes on
+        there deletes them before all processes have one.
       DataError: the bucket cannot be reached.
     """
     local, there = folder / CHECKPOINTS, bucket / CHECKPOINTS
 
     def problem(path: RemotePath) -> str:
-        return bucket_of.bring(path, local / path.name)
+        found = bucket_of.bring(path, local / path.name)
+        if found and bucket_of.is_gone(path):
+            raise GoneError
+        return found
 
     newest = newest_sound(
         there,
@@ -244,8 +248,13 @@ def fetch_newest(bucket: RemotePath, folder: Path, mend: bool) -> None:
         problem,
         bucket_of.set_aside if mend else None,
     )
-    if newest is not None and (found := problem(there / str(newest))):  # process 0 found it sound
-        raise CheckpointError(f"checkpoint {there / str(newest)} cannot be used here: {found}")
+    if newest is not None and jax.process_index() > 0:  # process 0 has it, and found it sound
+        try:
+            found = problem(there / str(newest))
+        except GoneError:
+            found = "the run that goes on there has deleted it; start again"
+        if found:
+            raise CheckpointError(f"checkpoint {there / str(newest)} cannot be used here: {found}")
     _delete_all_but(local, newest)
 
 

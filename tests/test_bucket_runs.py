@@ -26,6 +26,7 @@ from test_train import assert_same_state, final_state
 
 from clip_lite_jax import bucket_checkpoints, checkpoints, remote
 from clip_lite_jax import train as training
+from clip_lite_jax.apps import status_bucket
 from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.status_bucket import status_in_bucket
 from clip_lite_jax.beginnings import resumed, tokenizer_of
@@ -403,6 +404,43 @@ def test_what_is_missing_here_stays_there() -> None:
         assert names() == {"metrics.jsonl", "tokenizer.model"}
         shutil.rmtree(mirror.folder)
     assert names() == {"metrics.jsonl", "tokenizer.model"}
+
+
+def test_a_run_that_goes_on_while_others_look(
+    state: TrainState,
+    bucket: MemoryFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved(state, 1, 2)
+    real, sealed = RemotePath.download, bucket_checkpoints.is_sealed
+
+    def goes_on() -> None:
+        """Saves step 3, and deletes the others."""
+        for name in [name for name in names() if name.startswith("checkpoints/2/")]:
+            content = bucket.cat_file(f"{URL}/{name}")
+            bucket.pipe_file(f"{URL}/{name.replace('/2/', '/3/')}", content)
+        for step in "12":
+            bucket_checkpoints.delete(HERE / "checkpoints" / step)
+
+    def download(path: RemotePath, file: Path) -> None:
+        if steps() == [1, 2]:
+            goes_on()
+        real(path, file)
+
+    def is_sealed(path: RemotePath) -> bool:
+        found = sealed(path)
+        if path.name == "3":
+            bucket_checkpoints.delete(path)
+        return found
+
+    monkeypatch.setattr(RemotePath, "download", download)
+    copy = local_copy(URL)
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["3"]
+    assert "is not used" not in caplog.text
+    monkeypatch.setattr(status_bucket, "is_sealed", is_sealed)
+    assert status_in_bucket(HERE)["checkpoints"] == []
+    assert steps() == []
 
 
 def test_a_copy_keeps_nothing_that_is_gone(state: TrainState) -> None:
