@@ -51,6 +51,9 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of what the bucket has
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()  # of the two that follow
+        self._sending = False
+        self._again = False
         self._due = 0.0
         self._failing = False
         self._numbers: dict[int, dict[str, float]] = {}
@@ -125,12 +128,25 @@ class Mirror:
 
         The loop calls this: one that hangs sends nothing.
         """
-        running = self._thread is not None and self._thread.is_alive()
-        if self.bucket is None or running or not (at_once or monotonic() >= self._due):
+        if self.bucket is None or not (at_once or monotonic() >= self._due):
             return
         self._due = monotonic() + SECONDS
-        self._thread = threading.Thread(target=self._try_to_send, name="bucket")
+        with self._turn:
+            alive = self._thread is not None and self._thread.is_alive()
+            self._again = alive and self._sending  # what it sends may be older than this
+            if self._again:
+                return
+            self._sending = True
+        self._thread = threading.Thread(target=self._send_until_done, name="bucket")
         self._thread.start()
+
+    def _send_until_done(self) -> None:
+        again = True
+        while again:
+            self._try_to_send()
+            with self._turn:
+                again = self._sending = self._again
+                self._again = False
 
     def _try_to_send(self) -> None:
         try:

@@ -393,6 +393,26 @@ def test_small_files_that_cannot_be_sent_wait(
         monkeypatch.setattr(RemotePath, "write_bytes", refused)
 
 
+def test_what_changes_while_small_files_are_sent_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, begun, may_end = RemotePath.write_bytes, threading.Event(), threading.Event()
+
+    def write_bytes(path: RemotePath, data: bytes) -> None:
+        begun.set()
+        may_end.wait(60)
+        real(path, data)
+
+    with Mirror(HERE) as mirror:
+        monkeypatch.setattr(RemotePath, "write_bytes", write_bytes)
+        (mirror.folder / "status.json").write_text("{}")
+        mirror.send_soon(at_once=True)
+        assert begun.wait(60)
+        (mirror.folder / "status.json").write_text('{"state": "saving"}')
+        mirror.send_soon(at_once=True)
+        may_end.set()
+        mirror._thread.join()  # type: ignore[union-attr]
+        assert (HERE / "status.json").read_bytes() == b'{"state": "saving"}'
+
+
 def test_what_is_missing_here_stays_there() -> None:
     with pytest.raises(DataError, match="is gone: start again"), Mirror(HERE) as mirror:  # noqa: PT012
         for name in ("metrics.jsonl", "tokenizer.model", "skipped.jsonl"):
