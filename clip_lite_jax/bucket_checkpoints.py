@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 SET_ASIDE = "manifest.damaged.json"
 """What the manifest of a damaged checkpoint is called, which then does not count."""
 
+LONGEST_NAME, LONGEST_PATH = 200, 1024
+"""Bytes: disks take names of 255, of which `RemotePath.download` needs some; buckets take paths."""
+
 Files = dict[str, list[Any]]
 """Size and SHA-256 of each file, by its path below the folder."""
 
@@ -92,13 +95,24 @@ def read_manifest(there: RemotePath) -> tuple[bytes, Files, dict[str, float]]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST} cannot be read: {error}") from error
     for name in files:
-        if name == MANIFEST or any(part in ("", ".", "..") for part in re.split(r"[/\\]", name)):
+        if not _is_file_of_one(name):
             raise ManifestError(f"{MANIFEST} names what is no file of it: {name!r}")
         try:
             there / name
         except DataError as error:
             raise ManifestError(f"{MANIFEST}: {error}") from error
     return data, files, numbers
+
+
+def _is_file_of_one(name: str) -> bool:
+    """Whether a file of a checkpoint may have such a path: it stays inside, and fits on a disk."""
+    parts = re.split(r"[/\\]", name)
+    try:
+        longest, whole = max(len(part.encode()) for part in parts), len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    fits = longest <= LONGEST_NAME and whole <= LONGEST_PATH
+    return fits and parts[0] != MANIFEST and not {"", ".", ".."}.intersection(parts)
 
 
 class ManifestError(Exception):
@@ -129,7 +143,11 @@ def bring(there: RemotePath, here: Path) -> str:
     places = {there / name: name for name in files}
 
     def problem(place: RemotePath) -> str:
-        return _bring_file(place, here / places[place], places[place], files[places[place]])
+        name = places[place]
+        try:
+            return _bring_file(place, here / name, name, files[name])
+        except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+            return f"{name} cannot be a file: {error}"  # another one has its name, or part of it
 
     for found in each(problem, list(places)):
         if found:

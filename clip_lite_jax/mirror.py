@@ -75,14 +75,11 @@ class Mirror:
         with ExitStack() as held:  # let go of where this fails
             try:
                 held.enter_context(self._alone())
-                if jax.process_index() == 0:
-                    _check_writable(self.bucket)
+                _check_writable(self.bucket)
                 self._fetch_files(self.bucket)
                 fetch_newest(self.bucket, self.folder, mend=True)
                 if jax.process_index() == 0:
                     log.info("%s is copied to %s while it runs", self.bucket, self.folder)
-            except FileNotFoundError as error:
-                raise ConfigError(f"--workdir={self.bucket}: there is no such bucket") from error
             except DataError as error:
                 raise ConfigError(f"--workdir={self.bucket} cannot be used: {error}") from error
             except OSError as error:
@@ -101,7 +98,7 @@ class Mirror:
         with self._held:
             try:
                 self.send()
-            except (DataError, OSError) as problem:
+            except DataError as problem:
                 if error is None:
                     raise
                 log.error("%s", problem)  # not in place of what it ends with
@@ -151,7 +148,7 @@ class Mirror:
     def _try_to_send(self) -> None:
         try:
             self.send()
-        except (DataError, OSError) as error:
+        except DataError as error:
             if not self._failing:
                 log.error("%s; it is tried again, and training goes on", error)
             self._failing = True
@@ -164,22 +161,28 @@ class Mirror:
         """Sends the small files that have changed; raises `DataError` where that fails."""
         if self.bucket is None or jax.process_index() > 0:
             return
-        with self._lock:
-            if not self.folder.is_dir():
-                raise DataError(
-                    f"{self.folder}, which is sent to {self.bucket}, is gone: start again, and the "
-                    "run goes on from what the bucket has"
-                )
-            there = {path.relative_to(self.folder).as_posix(): path for path in self._small_files()}
-            for name in (self._sent.keys() - there.keys()).intersection(DELETED):
-                (self.bucket / name).remove()
-                del self._sent[name]
-            for name, path in there.items():
-                state = _state_of(path)
-                if self._sent.get(name) != state:
-                    # As it is now: it may grow while it is sent.
-                    (self.bucket / name).write_bytes(path.read_bytes())
-                    self._sent[name] = state
+        try:
+            with self._lock:
+                self._send_changed(self.bucket)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be sent to {self.bucket}: {error}") from error
+
+    def _send_changed(self, bucket: RemotePath) -> None:
+        if not self.folder.is_dir():
+            raise DataError(
+                f"{self.folder}, which is sent to {bucket}, is gone: start again, and the run goes "
+                "on from what the bucket has"
+            )
+        there = {path.relative_to(self.folder).as_posix(): path for path in self._small_files()}
+        for name in (self._sent.keys() - there.keys()).intersection(DELETED):
+            (bucket / name).remove()
+            del self._sent[name]
+        for name, path in there.items():
+            state = _state_of(path)
+            if self._sent.get(name) != state:
+                # As it is now: it may grow while it is sent.
+                (bucket / name).write_bytes(path.read_bytes())
+                self._sent[name] = state
 
     def _small_files(self) -> list[Path]:
         inside = [path for name in FOLDERS for path in sorted((self.folder / name).rglob("*"))]
@@ -295,6 +298,11 @@ def local_copy(name: str | Path) -> Path:
             fetch_newest(bucket, folder, mend=False)
     except DataError as error:
         raise CheckpointError(f"{name} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be copied to {cache_folder()}: {error}; the variable CLIP_LITE_CACHE "
+            "names another folder"
+        ) from error
     if not any((folder / CHECKPOINTS).glob("*")):
         raise CheckpointError(
             f"{name} holds no {CHECKPOINTS}: give the --workdir of a run that has saved one"
@@ -312,9 +320,12 @@ def local_folder(bucket: RemotePath, kind: str) -> Path:
 
 
 def _check_writable(bucket: RemotePath) -> None:
-    """Raises `DataError` or `FileNotFoundError` where nothing can be written or deleted."""
-    file = bucket / ".writable"
-    file.write_bytes(b"\n")
+    """Raises `DataError` or `ConfigError` where this process can write or delete nothing."""
+    file = bucket / f".writable-{jax.process_index()}"
+    try:
+        file.write_bytes(b"\n")
+    except FileNotFoundError as error:
+        raise ConfigError(f"--workdir={bucket}: there is no such bucket") from error
     file.remove()
 
 

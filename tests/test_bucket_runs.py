@@ -299,7 +299,11 @@ def test_a_disk_from_before_does_not_count(state: TrainState, bucket: MemoryFile
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../evil", "/evil", "a/../../evil", "..\\evil", "a//b", "manifest.json", "a\0b"]
+    "name",
+    [
+        *("../../../evil", "/evil", "a/../../evil", "..\\evil", "a//b", "manifest.json", "a\0b"),
+        *("manifest.json/a", "a" * 250, "a/" * 600 + "b", "\ud800"),
+    ],
 )
 def test_names_that_lead_elsewhere(
     name: str,
@@ -317,6 +321,24 @@ def test_names_that_lead_elsewhere(
     assert newest(monkeypatch, tmp_path / "b") == 1
     assert "manifest.json" in caplog.text
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_name_that_is_a_file_and_a_folder(
+    state: TrainState,
+    bucket: MemoryFileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved(state, 1, 2)
+    name = largest(2)
+    path = f"{URL}/checkpoints/2/manifest.json"
+    content = json.loads(bucket.cat_file(path))
+    below = f"{name.removeprefix('checkpoints/2/')}/a"
+    content["files"][below] = [4, "0" * 64]
+    bucket.pipe_file(path, json.dumps(content).encode())
+    assert newest(monkeypatch, tmp_path / "b") == 1
+    assert "checkpoints/2 is not used: " in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"files": 3}', b"[" * 100_000, b"\xff"])
@@ -591,11 +613,29 @@ def test_no_run_there() -> None:
         load(URL)
 
 
+def test_a_bucket_that_is_deleted_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: RemotePath, data: bytes) -> None:
+        raise FileNotFoundError(str(path))
+
+    with pytest.raises(DataError, match=f"cannot be sent to {URL}"), Mirror(HERE) as mirror:  # noqa: PT012
+        (mirror.folder / "metrics.jsonl").write_text('{"step": 1}\n')
+        monkeypatch.setattr(RemotePath, "write_bytes", gone)
+
+
+def test_each_process_must_be_able_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RemotePath, "write_bytes", refused)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ConfigError, match=f"{URL}/.writable-1: no room"):
+        Mirror(HERE).__enter__()
+
+
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     another_machine(monkeypatch, tmp_path / "file")
     with pytest.raises(ConfigError, match=f"{URL} cannot be copied to .*CLIP_LITE_CACHE names"):
         Mirror(HERE).__enter__()
+    with pytest.raises(CheckpointError, match=f"{URL} cannot be copied to .*CLIP_LITE_CACHE names"):
+        local_copy(URL)
 
 
 def test_messages_name_the_bucket_and_not_the_copy(state: TrainState) -> None:
