@@ -7,6 +7,7 @@ its manifests are a stranger's: none leads out of its folder.  Without jax, as `
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,11 @@ def bring(there: RemotePath, here: Path) -> str:
     if own.is_file() and own.read_bytes() == manifest and not problem_of(here):
         return ""
     own.unlink(missing_ok=True)
-    for path in [path for path in here.rglob("*") if path.is_file()]:
-        if path.relative_to(here).as_posix() not in files:
+    for path in list(here.rglob("*")):
+        belongs = path.relative_to(here).as_posix() in files
+        if belongs and path.is_dir():  # of something else: it is no fault of what is there
+            shutil.rmtree(path)
+        elif path.is_file() and not belongs:
             path.unlink()
     places = {there / name: name for name in files}
 

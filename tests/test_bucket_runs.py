@@ -387,6 +387,9 @@ def test_parts_of_several_processes_are_one(tmp_path: Path) -> None:
     assert whole == blocks | {"described": b"by 0", "array/of_some": b"1"}
     assert bucket_checkpoints.bring(there, parts[1]) == ""  # who has a part gets the rest
     assert (parts[1] / "described").read_text() == "by 0"
+    (parts[2] / "described").unlink()
+    (parts[2] / "described" / "x").mkdir(parents=True)
+    assert bucket_checkpoints.bring(there, parts[2]) == ""  # whatever lies there
     assert [path.name for path in (HERE / "checkpoints").iterdir()] == ["7"]
 
 
