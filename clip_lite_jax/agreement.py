@@ -12,6 +12,8 @@ from clip_lite_jax.checkpoints import Meta
 from clip_lite_jax.config import Config, to_dict
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.files import CONFIG_FILE
+from clip_lite_jax.places import Place
+from clip_lite_jax.remote import RemotePath
 
 MAY_CHANGE = (
     "log",
@@ -54,15 +56,29 @@ def check_same_data(workdir: Path, now: Meta, stored: Meta) -> None:
         )
 
 
-def check_same_everywhere(config: Config, data_fingerprint: str) -> None:
-    """Raises `ConfigError` in a process that was given something else than process 0.
+def check_same_start(config: Config, workdir: Place) -> None:
+    """Raises `ConfigError` in a process that was started with something else than process 0.
 
-    To be called by all processes at once.  Steps of unlike programs would wait for each other, or
-    meet and learn nonsense.
+    To be called by all processes before anything else that they do together: what that is depends
+    on the configuration.
     """
+    # One folder may have a path on each host, and `distributed.join` has looked at it.
+    named = workdir.url.rstrip("/") if isinstance(workdir, RemotePath) else "a folder"
+    _check_same(to_dict(config) | {"--workdir": named})
+
+
+def check_same_everywhere(config: Config, data_fingerprint: str) -> None:
+    """Raises `ConfigError` in a process that has found something else than process 0.
+
+    To be called by all processes at once.  The configuration is the one with what files say of the
+    models.  Steps of unlike programs would wait for each other, or meet and learn nonsense.
+    """
+    _check_same(to_dict(config) | {"data fingerprint": data_fingerprint})
+
+
+def _check_same(own: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
-    own = to_dict(config) | {"data fingerprint": data_fingerprint}
     text = np.frombuffer(json.dumps(own).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     sent = np.resize(text, size)  # of process 0 that is all of it, of others nobody looks

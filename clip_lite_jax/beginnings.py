@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from clip_lite_jax.checkpoints import Checkpoints, Meta
+from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import CheckpointError, ConfigError
@@ -25,8 +25,8 @@ def tokenizer_of(config: Config) -> Tokenizer | None:
       CheckpointError: there is no such run, or it has no tokenizer.
     """
     if config.resume_from is not None:
-        _, meta = _newest(config.resume_from)
-        model = meta.tokenizer
+        with Checkpoints.open(local_copy(config.resume_from)) as checkpoints:
+            model = checkpoints.meta(_newest(checkpoints, config.resume_from)).tokenizer
     elif config.init_from is not None:
         model = load(config.init_from).tokenizer.model
     else:
@@ -42,13 +42,13 @@ def resumed(config: Config, like: TrainState) -> TrainState:
       ConfigError: it has taken as many steps as this run shall.
     """
     path = str(config.resume_from)
-    step, _ = _newest(path)
-    if step >= config.steps:
-        raise ConfigError(
-            f"resume_from={path!r} is at step {step} already: give more --config.steps than "
-            f"{config.steps}"
-        )
     with Checkpoints.open(local_copy(path)) as checkpoints:
+        step = _newest(checkpoints, path)
+        if step >= config.steps:
+            raise ConfigError(
+                f"resume_from={path!r} is at step {step} already: give more --config.steps than "
+                f"{config.steps}"
+            )
         return checkpoints.restore(step, like)
 
 
@@ -75,9 +75,8 @@ def weights_of(path: str, model: Model) -> Mapping[str, Any]:
     }
 
 
-def _newest(path: str) -> tuple[int, Meta]:
-    with Checkpoints.open(local_copy(path)) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise CheckpointError(f"{path} holds no finished checkpoint to begin with")
-        return step, checkpoints.meta(step)
+def _newest(checkpoints: Checkpoints, path: str) -> int:
+    step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(f"{path} holds no finished checkpoint to begin with")
+    return step

@@ -7,6 +7,7 @@ its manifests are a stranger's: none leads out of its folder.  Without jax, as `
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 SET_ASIDE = "manifest.damaged.json"
 """What the manifest of a damaged checkpoint is called, which then does not count."""
 
+LONGEST_NAME, LONGEST_PATH = 200, 1024
+"""Bytes: disks take names of 255, of which `RemotePath.download` needs some; buckets take paths."""
+
 Files = dict[str, list[Any]]
 """Size and SHA-256 of each file, by its path below the folder."""
 
@@ -47,12 +51,13 @@ def finished(folder: RemotePath, tell: bool) -> list[RemotePath]:
     for path in steps_in(folder):
         if is_sealed(path):
             found.append(path)
-        elif tell and _files(path):
-            log.warning("checkpoint %s was not finished, and is not used", path)
+        elif tell and files_in(path):
+            what = "is damaged" if is_damaged(path) else "was not finished"
+            log.warning("checkpoint %s %s, and is not used", path, what)
     return found
 
 
-def _files(folder: RemotePath) -> list[RemotePath]:
+def files_in(folder: RemotePath) -> list[RemotePath]:
     """What lies below; nothing where there is no folder, or one that is left of deleted files."""
     try:
         return folder.files()
@@ -62,6 +67,17 @@ def _files(folder: RemotePath) -> list[RemotePath]:
 
 def is_sealed(there: RemotePath) -> bool:
     return (there / MANIFEST).is_file()
+
+
+def is_damaged(there: RemotePath) -> bool:
+    """Whether it was set aside, and has not been saved again since."""
+    return (there / SET_ASIDE).is_file() and not is_sealed(there)
+
+
+def is_gone(there: RemotePath) -> bool:
+    """Whether a checkpoint that was one when it was listed is none by now."""
+    there.forget_listings()
+    return not is_sealed(there)
 
 
 def read_manifest(there: RemotePath) -> tuple[bytes, Files, dict[str, float]]:
@@ -80,13 +96,24 @@ def read_manifest(there: RemotePath) -> tuple[bytes, Files, dict[str, float]]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST} cannot be read: {error}") from error
     for name in files:
-        if name == MANIFEST or any(part in ("", ".", "..") for part in re.split(r"[/\\]", name)):
+        if not _is_file_of_one(name):
             raise ManifestError(f"{MANIFEST} names what is no file of it: {name!r}")
         try:
             there / name
         except DataError as error:
             raise ManifestError(f"{MANIFEST}: {error}") from error
     return data, files, numbers
+
+
+def _is_file_of_one(name: str) -> bool:
+    """Whether a file of a checkpoint may have such a path: it stays inside, and fits on a disk."""
+    parts = re.split(r"[/\\]", name)
+    try:
+        longest, whole = max(len(part.encode()) for part in parts), len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    fits = longest <= LONGEST_NAME and whole <= LONGEST_PATH
+    return fits and parts[0] != MANIFEST and not {"", ".", ".."}.intersection(parts)
 
 
 class ManifestError(Exception):
@@ -111,13 +138,20 @@ def bring(there: RemotePath, here: Path) -> str:
     if own.is_file() and own.read_bytes() == manifest and not problem_of(here):
         return ""
     own.unlink(missing_ok=True)
-    for path in [path for path in here.rglob("*") if path.is_file()]:
-        if path.relative_to(here).as_posix() not in files:
+    for path in list(here.rglob("*")):
+        belongs = path.relative_to(here).as_posix() in files
+        if belongs and path.is_dir():  # of something else: it is no fault of what is there
+            shutil.rmtree(path)
+        elif path.is_file() and not belongs:
             path.unlink()
     places = {there / name: name for name in files}
 
     def problem(place: RemotePath) -> str:
-        return _bring_file(place, here / places[place], places[place], files[places[place]])
+        name = places[place]
+        try:
+            return _bring_file(place, here / name, name, files[name])
+        except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+            return f"{name} cannot be a file: {error}"  # another one has its name, or part of it
 
     for found in each(problem, list(places)):
         if found:
@@ -161,6 +195,7 @@ def send(
     parts = there.with_name(f"{there.name}.parts")
     if process == 0:
         (there / MANIFEST).remove()  # of an attempt before, or of a run that went back
+        (there / SET_ASIDE).remove()  # what was damaged is made anew
     if processes > 1:
         _write_json(parts / f"{process}.json", own)
     wait_for_all("listed")
@@ -195,7 +230,7 @@ def _read_parts(parts: RemotePath, processes: range) -> list[Files]:
 def delete(there: RemotePath) -> None:
     """Deletes a folder; a checkpoint stops to be one first."""
     (there / MANIFEST).remove()
-    for _ in each(RemotePath.remove, _files(there)):
+    for _ in each(RemotePath.remove, files_in(there)):
         pass
 
 
@@ -221,7 +256,7 @@ def retain(
         known[step] = _numbers_of(sealed[step])
     stay = kept({step: known[step] for step in sealed}, config)
     for step, path in paths.items():
-        if step not in stay and not (path / SET_ASIDE).is_file():
+        if step not in stay and not is_damaged(path):
             delete(path)
     for path in folder.glob("*.parts"):  # of a save that was cut short
         if path.stem.isdecimal() and int(path.stem) <= max(sealed, default=-1):

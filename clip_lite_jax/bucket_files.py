@@ -36,6 +36,7 @@ def fetch_files(bucket: RemotePath, folder: Path, times: bool = False) -> list[s
         try:
             (folder / name).write_bytes((bucket / name).read_bytes())
         except FileNotFoundError:
+            (folder / name).unlink(missing_ok=True)  # of an older copy
             continue
         found.append(name)
         if times and (time := (bucket / name).changed()):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from clip_lite_jax import cli
+from clip_lite_jax.agreement import check_same_start
 from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_tables import terminal_table
 from clip_lite_jax.config import Config
@@ -17,7 +18,12 @@ from clip_lite_jax.train import train
 
 
 def run(config: Config, workdir: Place) -> Path:
-    """Trains (or resumes), evaluates once on the test splits, writes the report and returns it."""
+    """Trains (or resumes), evaluates once on the test splits, writes the report and returns it.
+
+    Raises:
+      ConfigError: another process was started with something else; and what `train` raises.
+    """
+    check_same_start(config, workdir)
     with Mirror(workdir) as mirror:
         trained = train(config, mirror.folder, mirror)
         mirror.complete()

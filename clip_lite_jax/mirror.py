@@ -10,7 +10,8 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -20,8 +21,8 @@ from clip_lite_jax import bucket_checkpoints as bucket_of
 from clip_lite_jax.bucket_files import FILES, fetch_files
 from clip_lite_jax.config import CheckpointConfig, Config
 from clip_lite_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from clip_lite_jax.files import CHECKPOINTS, cache_folder
-from clip_lite_jax.newest import newest_sound
+from clip_lite_jax.files import CHECKPOINTS, SKIPPED_FILE, TOKENIZER_FILE, cache_folder
+from clip_lite_jax.newest import GoneError, newest_sound
 from clip_lite_jax.places import Place, place
 from clip_lite_jax.remote import RemotePath
 
@@ -31,6 +32,8 @@ FOLDERS = ("tensorboard", "profile")
 """Whose files are sent, and not fetched."""
 STAYS = ("features",)
 """What is kept of a folder that is used again: it can be made anew, at a price."""
+DELETED = (TOKENIZER_FILE, SKIPPED_FILE)
+"""What a run that begins anew deletes; nothing else that is missing here is missing for good."""
 SECONDS = 60.0
 """At most so often are small files sent while nothing else happens."""
 
@@ -48,9 +51,13 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of what the bucket has
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()  # of the two that follow
+        self._sending = False
+        self._again = False
         self._due = 0.0
         self._failing = False
         self._numbers: dict[int, dict[str, float]] = {}
+        self._held = ExitStack()
 
     def __str__(self) -> str:
         return str(self.bucket or self.folder)
@@ -59,27 +66,28 @@ class Mirror:
         """Fetches what is there.
 
         Raises:
-          ConfigError: the bucket cannot be read or written, or the folder not be written.
+          ConfigError: the bucket cannot be read or written, or the folder not be written; or the
+            run goes on in another process of this machine.
           CheckpointError: it has checkpoints, and all of them are damaged.
         """
         if self.bucket is None:
             return self
-        try:
-            if jax.process_index() == 0:
+        with ExitStack() as held:  # let go of where this fails
+            try:
+                held.enter_context(self._alone())
                 _check_writable(self.bucket)
-            self._fetch_files(self.bucket)
-            fetch_newest(self.bucket, self.folder, mend=True)
-            if jax.process_index() == 0:
-                log.info("%s is copied to %s while it runs", self.bucket, self.folder)
-        except FileNotFoundError as error:
-            raise ConfigError(f"--workdir={self.bucket}: there is no such bucket") from error
-        except DataError as error:
-            raise ConfigError(f"--workdir={self.bucket} cannot be used: {error}") from error
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir={self.bucket} cannot be copied to {self.folder}: {error}; the variable "
-                "CLIP_LITE_CACHE names another folder"
-            ) from error
+                self._fetch_files(self.bucket)
+                fetch_newest(self.bucket, self.folder, mend=True)
+                if jax.process_index() == 0:
+                    log.info("%s is copied to %s while it runs", self.bucket, self.folder)
+            except DataError as error:
+                raise ConfigError(f"--workdir={self.bucket} cannot be used: {error}") from error
+            except OSError as error:
+                raise ConfigError(
+                    f"--workdir={self.bucket} cannot be copied to {self.folder}: {error}; the "
+                    "variable CLIP_LITE_CACHE names another folder"
+                ) from error
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -87,12 +95,13 @@ class Mirror:
             return
         if self._thread is not None:
             self._thread.join()
-        try:
-            self.send()
-        except (DataError, OSError) as problem:
-            if error is None:
-                raise
-            log.error("%s", problem)  # not in place of what it ends with
+        with self._held:
+            try:
+                self.send()
+            except DataError as problem:
+                if error is None:
+                    raise
+                log.error("%s", problem)  # not in place of what it ends with
         if isinstance(error, UserError):  # whoever reads it knows the bucket, not the copy
             error.args = (str(error).replace(str(self.folder), str(self.bucket)),)
 
@@ -116,17 +125,30 @@ class Mirror:
 
         The loop calls this: one that hangs sends nothing.
         """
-        running = self._thread is not None and self._thread.is_alive()
-        if self.bucket is None or running or not (at_once or monotonic() >= self._due):
+        if self.bucket is None or not (at_once or monotonic() >= self._due):
             return
         self._due = monotonic() + SECONDS
-        self._thread = threading.Thread(target=self._try_to_send, name="bucket")
+        with self._turn:
+            alive = self._thread is not None and self._thread.is_alive()
+            self._again = alive and self._sending  # what it sends may be older than this
+            if self._again:
+                return
+            self._sending = True
+        self._thread = threading.Thread(target=self._send_until_done, name="bucket")
         self._thread.start()
+
+    def _send_until_done(self) -> None:
+        again = True
+        while again:
+            self._try_to_send()
+            with self._turn:
+                again = self._sending = self._again
+                self._again = False
 
     def _try_to_send(self) -> None:
         try:
             self.send()
-        except (DataError, OSError) as error:
+        except DataError as error:
             if not self._failing:
                 log.error("%s; it is tried again, and training goes on", error)
             self._failing = True
@@ -139,17 +161,28 @@ class Mirror:
         """Sends the small files that have changed; raises `DataError` where that fails."""
         if self.bucket is None or jax.process_index() > 0:
             return
-        with self._lock:
-            there = {path.relative_to(self.folder).as_posix(): path for path in self._small_files()}
-            for name in self._sent.keys() - there.keys():
-                (self.bucket / name).remove()
-                del self._sent[name]
-            for name, path in there.items():
-                state = _state_of(path)
-                if self._sent.get(name) != state:
-                    # As it is now: it may grow while it is sent.
-                    (self.bucket / name).write_bytes(path.read_bytes())
-                    self._sent[name] = state
+        try:
+            with self._lock:
+                self._send_changed(self.bucket)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be sent to {self.bucket}: {error}") from error
+
+    def _send_changed(self, bucket: RemotePath) -> None:
+        if not self.folder.is_dir():
+            raise DataError(
+                f"{self.folder}, which is sent to {bucket}, is gone: start again, and the run goes "
+                "on from what the bucket has"
+            )
+        there = {path.relative_to(self.folder).as_posix(): path for path in self._small_files()}
+        for name in (self._sent.keys() - there.keys()).intersection(DELETED):
+            (bucket / name).remove()
+            del self._sent[name]
+        for name, path in there.items():
+            state = _state_of(path)
+            if self._sent.get(name) != state:
+                # As it is now: it may grow while it is sent.
+                (bucket / name).write_bytes(path.read_bytes())
+                self._sent[name] = state
 
     def _small_files(self) -> list[Path]:
         inside = [path for name in FOLDERS for path in sorted((self.folder / name).rglob("*"))]
@@ -170,8 +203,9 @@ class Mirror:
           DataError: it cannot be written.
         """
         assert self.bucket is not None
-        self.send()
         local, there = self.folder / CHECKPOINTS, self.bucket / CHECKPOINTS
+        _delete_all_but(local, step)  # first: each attempt leaves one while the bucket takes none
+        self.send()
         bucket_of.send(
             local / str(step),
             there / str(step),
@@ -180,13 +214,26 @@ class Mirror:
             jax.process_count(),
             wait_for_all,
         )
-        _delete_all_but(local, step)
         if jax.process_index() == 0:
             self._numbers[step] = dict(numbers)
             try:
                 bucket_of.retain(there, config, self._numbers)
             except (DataError, OSError) as error:  # what was saved is saved
                 log.error("checkpoints that are no longer needed are not deleted: %s", error)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raises `ConfigError` where another process of this machine works in the folder."""
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder.parent / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"--workdir={self.bucket}: another process of this machine runs it; wait until "
+                    "that has ended, or name another --workdir"
+                ) from error
+            yield
 
     def _fetch_files(self, bucket: RemotePath) -> None:
         for path in self.folder.glob("*"):
@@ -202,13 +249,17 @@ def fetch_newest(bucket: RemotePath, folder: Path, mend: bool) -> None:
     All processes call it, and agree.  With `mend`, what is damaged does not count from now on.
 
     Raises:
-      CheckpointError: there are checkpoints, and all of them are damaged.
+      CheckpointError: there are checkpoints, and all of them are damaged; or the run that goes on
+        there deletes them before all processes have one.
       DataError: the bucket cannot be reached.
     """
     local, there = folder / CHECKPOINTS, bucket / CHECKPOINTS
 
     def problem(path: RemotePath) -> str:
-        return bucket_of.bring(path, local / path.name)
+        found = bucket_of.bring(path, local / path.name)
+        if found and bucket_of.is_gone(path):
+            raise GoneError
+        return found
 
     newest = newest_sound(
         there,
@@ -216,8 +267,13 @@ def fetch_newest(bucket: RemotePath, folder: Path, mend: bool) -> None:
         problem,
         bucket_of.set_aside if mend else None,
     )
-    if newest is not None and (found := problem(there / str(newest))):  # process 0 found it sound
-        raise CheckpointError(f"checkpoint {there / str(newest)} cannot be used here: {found}")
+    if newest is not None and jax.process_index() > 0:  # process 0 has it, and found it sound
+        try:
+            found = problem(there / str(newest))
+        except GoneError:
+            found = "the run that goes on there has deleted it; start again"
+        if found:
+            raise CheckpointError(f"checkpoint {there / str(newest)} cannot be used here: {found}")
     _delete_all_but(local, newest)
 
 
@@ -242,6 +298,11 @@ def local_copy(name: str | Path) -> Path:
             fetch_newest(bucket, folder, mend=False)
     except DataError as error:
         raise CheckpointError(f"{name} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be copied to {cache_folder()}: {error}; the variable CLIP_LITE_CACHE "
+            "names another folder"
+        ) from error
     if not any((folder / CHECKPOINTS).glob("*")):
         raise CheckpointError(
             f"{name} holds no {CHECKPOINTS}: give the --workdir of a run that has saved one"
@@ -259,9 +320,12 @@ def local_folder(bucket: RemotePath, kind: str) -> Path:
 
 
 def _check_writable(bucket: RemotePath) -> None:
-    """Raises `DataError` or `FileNotFoundError` where nothing can be written or deleted."""
-    file = bucket / ".writable"
-    file.write_bytes(b"\n")
+    """Raises `DataError` or `ConfigError` where this process can write or delete nothing."""
+    file = bucket / f".writable-{jax.process_index()}"
+    try:
+        file.write_bytes(b"\n")
+    except FileNotFoundError as error:
+        raise ConfigError(f"--workdir={bucket}: there is no such bucket") from error
     file.remove()
 
 

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 NONE, ALL_DAMAGED = -1, -2
 
 
+class GoneError(Exception):
+    """A checkpoint that its run has deleted since it was listed."""
+
+
 def newest_sound(
     folder: Folder,
     finished: Callable[[], Sequence[Folder]],
@@ -26,15 +30,16 @@ def newest_sound(
 ) -> int | None:
     """The newest step without a problem; None where there is no checkpoint at all.
 
-    Process 0 looks for all.  `finished` are the sealed ones, in their order.  What is damaged and
-    newer than the sound one is `set_aside`.
+    Process 0 looks for all.  `finished` are the sealed ones, in their order; they are listed again
+    where `problem_of` raises `GoneError`.  What is damaged and newer than the sound one is
+    `set_aside`.
 
     Raises:
       CheckpointError: there are checkpoints, and all of them are damaged.
     """
     newest = NONE
     if jax.process_index() == 0:
-        newest = _look(finished(), problem_of, set_aside)
+        newest = _look(finished, problem_of, set_aside)
     newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
     if newest == ALL_DAMAGED:
         raise CheckpointError(
@@ -45,15 +50,19 @@ def newest_sound(
 
 
 def _look(
-    finished: Sequence[Folder],
+    finished: Callable[[], Sequence[Folder]],
     problem_of: Callable[[Folder], str],
     set_aside: Callable[[Folder], object] | None,
 ) -> int:
-    for path in reversed(finished):
-        problem = problem_of(path)
+    found = finished()
+    for path in reversed(found):
+        try:
+            problem = problem_of(path)
+        except GoneError:
+            return _look(finished, problem_of, set_aside)
         if not problem:
             return int(path.name)
         log.error("checkpoint %s is not used: %s", path, problem)
-        if set_aside is not None and path != finished[0]:
+        if set_aside is not None and path != found[0]:
             set_aside(path)
-    return ALL_DAMAGED if finished else NONE
+    return ALL_DAMAGED if found else NONE

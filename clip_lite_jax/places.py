@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -56,11 +57,21 @@ def version_of(path: Place) -> tuple[str, int, int | str]:
 
 
 def each(function: Callable[[Any], Result], places: Sequence[Place]) -> Iterator[Result]:
-    """``function(place)`` of all in their order, of remote ones many at a time."""
+    """``function(place)`` of all in their order, of remote ones many at a time.
+
+    None of them runs any more when this ends, or is closed before.
+    """
     if not any(isinstance(path, RemotePath) for path in places):
         yield from map(function, places)
         return
-    yield from _pool().map(function, places)
+    waiting = deque(_pool().submit(function, path) for path in places)
+    try:
+        while waiting:
+            yield waiting[0].result()
+            waiting.popleft()
+    finally:
+        # What went on would write over what comes after: after an error that is tried again.
+        wait([future for future in waiting if not future.cancel()])
 
 
 @cache

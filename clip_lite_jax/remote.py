@@ -253,7 +253,7 @@ class RemotePath(os.PathLike[str]):
         """When it was last written, in seconds since 1970, where the file system knows."""
         try:
             return float(self._ask(lambda system, path: system.modified(path)).timestamp())
-        except DataError:
+        except (DataError, FileNotFoundError):
             return None
 
     def remove(self) -> None:

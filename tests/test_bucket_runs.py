@@ -1,13 +1,16 @@
 """Runs whose folder is a bucket: what is there counts, whole or not at all, on any machine."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from test_train import assert_same_state, final_state
 
 from clip_lite_jax import bucket_checkpoints, checkpoints, remote
 from clip_lite_jax import train as training
+from clip_lite_jax.apps import status_bucket
 from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.status_bucket import status_in_bucket
 from clip_lite_jax.beginnings import resumed, tokenizer_of
@@ -37,6 +41,7 @@ from clip_lite_jax.inference import load
 from clip_lite_jax.main import run
 from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 from clip_lite_jax.mirror import Mirror, local_copy
+from clip_lite_jax.places import each
 from clip_lite_jax.remote import RemotePath
 from clip_lite_jax.run import build_run
 from clip_lite_jax.train_state import TrainState
@@ -216,7 +221,10 @@ def test_a_damaged_checkpoint_is_told_of_and_not_used(
     assert newest(monkeypatch, tmp_path / "c") == 2
     assert "is not used: " not in caplog.text  # it does not count any more
     saved(state, 3)
+    assert status_in_bucket(HERE)["no_checkpoints"] == []
     assert newest(monkeypatch, tmp_path / "d") == 3
+    saved(state, 4, config=CheckpointConfig(keep=1))
+    assert {name.split("/")[1] for name in names()} == {"4"}
 
 
 def test_all_of_them_damaged(
@@ -253,6 +261,7 @@ def test_what_is_cut_short_before_the_manifest_is_no_checkpoint(
         assert own.latest_step() == 1
         with pytest.raises(CheckpointError, match="the line is cut"):
             own.save_or_retry(at(state, 2), META, {}, wait=True)
+        assert [path.name for path in (mirror.folder / "checkpoints").iterdir()] == ["2"]
         assert f"{URL}/checkpoints/2/manifest.json: the line is cut; training goes" in caplog.text
         assert own.latest_step() == 1
         assert steps() == [1]
@@ -291,7 +300,11 @@ def test_a_disk_from_before_does_not_count(state: TrainState, bucket: MemoryFile
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../evil", "/evil", "a/../../evil", "..\\evil", "a//b", "manifest.json", "a\0b"]
+    "name",
+    [
+        *("../../../evil", "/evil", "a/../../evil", "..\\evil", "a//b", "manifest.json", "a\0b"),
+        *("manifest.json/a", "a" * 250, "a/" * 600 + "b", "\ud800"),
+    ],
 )
 def test_names_that_lead_elsewhere(
     name: str,
@@ -309,6 +322,24 @@ def test_names_that_lead_elsewhere(
     assert newest(monkeypatch, tmp_path / "b") == 1
     assert "manifest.json" in caplog.text
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_name_that_is_a_file_and_a_folder(
+    state: TrainState,
+    bucket: MemoryFileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved(state, 1, 2)
+    name = largest(2)
+    path = f"{URL}/checkpoints/2/manifest.json"
+    content = json.loads(bucket.cat_file(path))
+    below = f"{name.removeprefix('checkpoints/2/')}/a"
+    content["files"][below] = [4, "0" * 64]
+    bucket.pipe_file(path, json.dumps(content).encode())
+    assert newest(monkeypatch, tmp_path / "b") == 1
+    assert "checkpoints/2 is not used: " in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"files": 3}', b"[" * 100_000, b"\xff"])
@@ -335,17 +366,17 @@ def test_parts_of_several_processes_are_one(tmp_path: Path) -> None:
 
     def send(number: int) -> None:
         def wait(moment: str) -> None:
-            if moment == "sealed":
-                assert bucket_checkpoints.is_sealed(HERE / "checkpoints" / "7") or number
             together.wait(60)
+            if moment != "sealed":  # as it is when all have come so far
+                found.append(bucket_checkpoints.is_sealed(HERE / "checkpoints" / "7"))
+                together.wait(60)
 
         bucket_checkpoints.send(parts[number], there, {"loss": 1.0}, number, 3, wait)
 
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found: list[bool] = []
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(send, range(3)))  # which raises what they raise
+    assert found == [False] * 6
     assert bucket_checkpoints.bring(there, tmp_path / "whole") == ""
     whole = {
         path.relative_to(tmp_path / "whole").as_posix(): path.read_bytes()
@@ -356,6 +387,9 @@ def test_parts_of_several_processes_are_one(tmp_path: Path) -> None:
     assert whole == blocks | {"described": b"by 0", "array/of_some": b"1"}
     assert bucket_checkpoints.bring(there, parts[1]) == ""  # who has a part gets the rest
     assert (parts[1] / "described").read_text() == "by 0"
+    (parts[2] / "described").unlink()
+    (parts[2] / "described" / "x").mkdir(parents=True)
+    assert bucket_checkpoints.bring(there, parts[2]) == ""  # whatever lies there
     assert [path.name for path in (HERE / "checkpoints").iterdir()] == ["7"]
 
 
@@ -366,10 +400,6 @@ def test_small_files_that_cannot_be_sent_wait(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = RemotePath.write_bytes
-
-    def refused(path: RemotePath, data: bytes) -> None:
-        raise DataError(f"{path}: no room")
-
     with Mirror(HERE) as mirror:
         (mirror.folder / "metrics.jsonl").write_text('{"step": 1}\n')
         monkeypatch.setattr(RemotePath, "write_bytes", refused)
@@ -384,12 +414,128 @@ def test_small_files_that_cannot_be_sent_wait(
         mirror._thread.join()  # type: ignore[union-attr]
         assert f"{URL} is written again" in caplog.text
         assert list(read_json_lines(local_copy_of("metrics.jsonl", mirror.folder)))
-        (mirror.folder / "metrics.jsonl").unlink()
-        mirror.send()
-        assert names() == set()
     with pytest.raises(DataError, match="no room"), Mirror(HERE) as mirror:  # noqa: PT012
         (mirror.folder / "metrics.jsonl").write_text('{"step": 1}\n')
         monkeypatch.setattr(RemotePath, "write_bytes", refused)
+
+
+def test_what_changes_while_small_files_are_sent_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, begun, may_end = RemotePath.write_bytes, threading.Event(), threading.Event()
+
+    def write_bytes(path: RemotePath, data: bytes) -> None:
+        begun.set()
+        may_end.wait(60)
+        real(path, data)
+
+    with Mirror(HERE) as mirror:
+        monkeypatch.setattr(RemotePath, "write_bytes", write_bytes)
+        (mirror.folder / "status.json").write_text("{}")
+        mirror.send_soon(at_once=True)
+        assert begun.wait(60)
+        (mirror.folder / "status.json").write_text('{"state": "saving"}')
+        mirror.send_soon(at_once=True)
+        may_end.set()
+        mirror._thread.join()  # type: ignore[union-attr]
+        assert (HERE / "status.json").read_bytes() == b'{"state": "saving"}'
+
+
+def test_what_is_missing_here_stays_there() -> None:
+    with pytest.raises(DataError, match="is gone: start again"), Mirror(HERE) as mirror:  # noqa: PT012
+        for name in ("metrics.jsonl", "tokenizer.model", "skipped.jsonl"):
+            (mirror.folder / name).write_text("{}\n")
+        mirror.send()
+        for name in ("metrics.jsonl", "skipped.jsonl"):  # a run that begins anew has the second
+            (mirror.folder / name).unlink()
+        mirror.send()
+        assert names() == {"metrics.jsonl", "tokenizer.model"}
+        shutil.rmtree(mirror.folder)
+    assert names() == {"metrics.jsonl", "tokenizer.model"}
+
+
+def test_a_run_that_goes_on_while_others_look(
+    state: TrainState,
+    bucket: MemoryFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved(state, 1, 2)
+    real, sealed = RemotePath.download, bucket_checkpoints.is_sealed
+
+    def goes_on() -> None:
+        """Saves step 3, and deletes the others."""
+        for name in [name for name in names() if name.startswith("checkpoints/2/")]:
+            content = bucket.cat_file(f"{URL}/{name}")
+            bucket.pipe_file(f"{URL}/{name.replace('/2/', '/3/')}", content)
+        for step in "12":
+            bucket_checkpoints.delete(HERE / "checkpoints" / step)
+
+    def download(path: RemotePath, file: Path) -> None:
+        if steps() == [1, 2]:
+            goes_on()
+        real(path, file)
+
+    def is_sealed(path: RemotePath) -> bool:
+        found = sealed(path)
+        if path.name == "3":
+            bucket_checkpoints.delete(path)
+        return found
+
+    monkeypatch.setattr(RemotePath, "download", download)
+    copy = local_copy(URL)
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["3"]
+    assert "is not used" not in caplog.text
+    monkeypatch.setattr(status_bucket, "is_sealed", is_sealed)
+    assert status_in_bucket(HERE)["checkpoints"] == []
+    assert steps() == []
+
+
+def test_a_copy_keeps_nothing_that_is_gone(state: TrainState) -> None:
+    saved(state, 1)
+    (HERE / "results.json").write_bytes(b"{}")
+    assert (local_copy(URL) / "results.json").exists()
+    (HERE / "results.json").remove()
+    assert not (local_copy(URL) / "results.json").exists()
+
+
+@pytest.mark.parametrize("ends", ["early", "with an error"])
+def test_nothing_goes_on_in_the_background(ends: str) -> None:
+    begun, may_end, ended = threading.Barrier(3), threading.Event(), []
+
+    def one(path: RemotePath) -> None:
+        if path.name in "ab":
+            begun.wait(60)
+            may_end.wait(60)
+            ended.append(path.name)
+        elif path.name == "first":
+            begun.wait(60)
+            threading.Timer(0.1, may_end.set).start()
+            if ends != "early":
+                raise DataError("the line is cut")
+
+    paths = [HERE / name for name in ("first", "a", "b")]
+    with contextlib.suppress(DataError):
+        for _ in each(one, paths):
+            break
+    assert sorted(ended) == ["a", "b"]
+
+
+def test_a_run_is_not_started_twice_on_a_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Mirror(HERE):
+        with pytest.raises(ConfigError, match=f"{URL}: another process of this machine runs it"):
+            Mirror(HERE).__enter__()
+        another_machine(monkeypatch, tmp_path / "b")
+        with monkeypatch.context() as patch:
+            patch.setattr(RemotePath, "write_bytes", refused)
+            with pytest.raises(ConfigError, match="no room"):
+                Mirror(HERE).__enter__()
+        with Mirror(HERE):  # what failed let go of it
+            pass
+
+
+def refused(path: RemotePath, data: bytes) -> None:
+    raise DataError(f"{path}: no room")
 
 
 def local_copy_of(name: str, folder: Path) -> Path:
@@ -402,6 +548,7 @@ def local_copy_of(name: str, folder: Path) -> Path:
     ("url", "message"),
     [
         ("nothing://bucket/run", "nothing://bucket/run: no protocol 'nothing'"),
+        ("gs:/bucket/run", "gs:/bucket/run is no URL, which has two slashes: gs://bucket/run; if"),
         ("file:///tmp/run", "a file of this machine goes by its path: /tmp/run"),
         (
             "gs://bucket/run",
@@ -413,7 +560,7 @@ def local_copy_of(name: str, folder: Path) -> Path:
 def test_urls_that_are_refused(
     url: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if url[:2] in ("gs", "s3"):
+    if url[:5] in ("gs://", "s3://"):
         try:
             fsspec.get_filesystem_class(url.partition(":")[0])
             pytest.skip("it is installed")
@@ -471,11 +618,29 @@ def test_no_run_there() -> None:
         load(URL)
 
 
+def test_a_bucket_that_is_deleted_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: RemotePath, data: bytes) -> None:
+        raise FileNotFoundError(str(path))
+
+    with pytest.raises(DataError, match=f"cannot be sent to {URL}"), Mirror(HERE) as mirror:  # noqa: PT012
+        (mirror.folder / "metrics.jsonl").write_text('{"step": 1}\n')
+        monkeypatch.setattr(RemotePath, "write_bytes", gone)
+
+
+def test_each_process_must_be_able_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RemotePath, "write_bytes", refused)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ConfigError, match=f"{URL}/.writable-1: no room"):
+        Mirror(HERE).__enter__()
+
+
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     another_machine(monkeypatch, tmp_path / "file")
     with pytest.raises(ConfigError, match=f"{URL} cannot be copied to .*CLIP_LITE_CACHE names"):
         Mirror(HERE).__enter__()
+    with pytest.raises(CheckpointError, match=f"{URL} cannot be copied to .*CLIP_LITE_CACHE names"):
+        local_copy(URL)
 
 
 def test_messages_name_the_bucket_and_not_the_copy(state: TrainState) -> None:

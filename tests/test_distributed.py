@@ -363,17 +363,30 @@ def test_a_folder_that_is_not_shared(config: Path, tmp_path: Path) -> None:
         assert f"--workdir={tmp_path}/b on {HOST} is not the folder that process 0" in text
 
 
-def test_processes_that_were_given_something_else(config: Path, tmp_path: Path) -> None:
-    body = "from clip_lite_jax.agreement import check_same_everywhere as check"
-    body += "; check(config, 'ab'[I]); time.sleep(300)"
+@pytest.mark.parametrize(
+    ("check", "differs"),
+    [
+        ("everywhere(config, 'ab'[I])", "data fingerprint: 'a' in process 0, 'b' in this one; "),
+        (
+            "start(config, RemotePath('memory://' + 'ab'[I]))",
+            "--workdir: 'memory://a' in process 0, 'memory://b' in this one; ",
+        ),
+        ("start(config, workdir / str(I))", ""),
+    ],
+)
+def test_processes_that_were_given_something_else(
+    check: str, differs: str, config: Path, tmp_path: Path
+) -> None:
+    body = "from clip_lite_jax import agreement; from clip_lite_jax.remote import RemotePath"
+    body += f"; agreement.check_same_{check}; time.sleep(300)"
     given = command(instead(body), config, tmp_path / "run", 2)
     given[1] += ["--config.seed=7", "--config.model.critic.name=bilinear"]
     given[1] += ["--config.data.threads=3"]  # as each may have its own of
     with Processes(tmp_path, given) as running:
         assert running.wait() == (1, 2), running.texts()
     for text in running.texts():
-        assert "process 1 was started with something else than process 0 (" in text
-        assert "data fingerprint: 'a' in process 0, 'b' in this one; model.critic.name: " in text
+        told = f"process 1 was started with something else than process 0 ({differs}"
+        assert f"{told}model.critic.name: " in text
         assert "; seed: 0 in process 0, 7 in this one): give all processes the same" in text
         assert "threads" not in text
 
