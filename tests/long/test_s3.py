@@ -182,14 +182,15 @@ def test_a_run_of_two_processes_without_a_shared_disk(
         running.running[1].terminate()
         assert running.wait() == (75, 75), running.texts()
 
-    def is_sent() -> bool:
-        folder = RemotePath(f"{url}/checkpoints/15")
+    def steps() -> set[str]:
+        folder = RemotePath(f"{url}/checkpoints")
         folder.forget_listings()
-        return len(list(folder.iterdir())) > 0
+        return {path.name for path in folder.iterdir()}
 
+    before = steps()
     another_machine(monkeypatch, tmp_path / "killed")
     with Processes(tmp_path, command(program, file, url, 2)) as running:  # type: ignore[arg-type]
-        running.wait_for(is_sent)
+        running.wait_for(lambda: bool(steps() - before))
         running.running[1].kill()
         assert running.wait() == (1, -9), running.texts()
     another_machine(monkeypatch, tmp_path / "second")
