@@ -225,33 +225,27 @@ def _train(known: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _place(name: str) -> "Place":
     """The folder of a run: a path or a URL."""
-    if not _is_remote(name):
-        return Path(name)
     from clip_lite_jax.places import place
 
-    return place(name)
+    return place(_checked(name))
 
 
 def _local(name: str) -> Path:
     """The folder of a run to read; of one in a bucket a copy."""
-    if not _is_remote(name):
-        return Path(name)
     from clip_lite_jax.mirror import local_copy
 
-    return local_copy(name)
+    return local_copy(_checked(name))
 
 
-def _is_remote(name: str) -> bool:
-    """Whether it is a URL; raises `ConfigError` where it was meant to be one."""
-    from clip_lite_jax.places import is_remote
-
+def _checked(name: str) -> str:
+    """A path or a URL; raises `ConfigError` where it was meant to be one."""
     if re.match(r"[A-Za-z][\w+.-]+:/(?!/)", name):  # C:/ is a disk
         scheme, _, rest = name.partition(":/")
         raise ConfigError(
             f"{name} is no URL, which has two slashes: {scheme}://{rest}; if it is a folder, "
             f"write ./{name}"
         )
-    return is_remote(name)
+    return name
 
 
 def _config(known: argparse.Namespace, rest: Sequence[str]) -> None:

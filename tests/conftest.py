@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FLAGS = (
@@ -22,10 +23,13 @@ CACHE = Path(__file__).parent.parent / ".work" / "jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import fsspec
 import jax
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image, ImageDraw
 
+from clip_lite_jax import checkpoints, remote
 from clip_lite_jax.config import (
     CheckpointConfig,
     Config,
@@ -47,6 +51,39 @@ from clip_lite_jax.train import train
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes what the person who runs it has cached."""
     monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def buckets(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
+    """``memory://`` with nothing in it, and no waiting for a second attempt."""
+    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+
+
+class Clock:
+    """What `checkpoints` takes for the time; to sleep is to move it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+        self.meanwhile()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(checkpoints, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(checkpoints, "sleep", clock.sleep)
+    return clock
 
 
 COLOURS = ("red", "green", "blue", "black", "orange", "purple", "brown", "pink")

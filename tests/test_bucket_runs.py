@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,13 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import Clock, tiny_config
 from fsspec.implementations.memory import MemoryFileSystem
 from test_checkpoints import META, make_state
-from test_saving import Clock, at
+from test_saving import at
 from test_train import assert_same_state, final_state
 
-from clip_lite_jax import bucket_checkpoints, checkpoints, remote
+from clip_lite_jax import bucket_checkpoints, checkpoints
 from clip_lite_jax import train as training
 from clip_lite_jax.apps import status_bucket
 from clip_lite_jax.apps.report import write_report
@@ -51,14 +50,8 @@ HERE = RemotePath(URL)
 
 
 @pytest.fixture(autouse=True)
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
-    """Buckets with nothing in them, and no waiting for a second attempt."""
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
+def bucket(buckets: MemoryFileSystem) -> MemoryFileSystem:
+    return buckets
 
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -77,14 +70,6 @@ def steps() -> list[int]:
 
 def curve(lines: Any) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in FROM_THE_MACHINE} for line in lines]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(checkpoints, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(checkpoints, "sleep", clock.sleep)
-    return clock
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +284,14 @@ def test_a_disk_from_before_does_not_count(state: TrainState, bucket: MemoryFile
         assert Checkpoints(mirror.folder, None, mirror).latest_step() is None
 
 
+def add_to_manifest(name: str, system: MemoryFileSystem) -> None:
+    """The manifest of step 2 lists a file that is not there."""
+    path = f"{URL}/checkpoints/2/manifest.json"
+    content = json.loads(system.cat_file(path))
+    content["files"][name] = [4, "0" * 64]
+    system.pipe_file(path, json.dumps(content).encode())
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -315,10 +308,7 @@ def test_names_that_lead_elsewhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     saved(state, 1, 2)
-    path = f"{URL}/checkpoints/2/manifest.json"
-    content = json.loads(bucket.cat_file(path))
-    content["files"][name] = [4, "0" * 64]
-    bucket.pipe_file(path, json.dumps(content).encode())
+    add_to_manifest(name, bucket)
     assert newest(monkeypatch, tmp_path / "b") == 1
     assert "manifest.json" in caplog.text
     assert not list(tmp_path.rglob("*evil*"))
@@ -332,12 +322,7 @@ def test_a_name_that_is_a_file_and_a_folder(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     saved(state, 1, 2)
-    name = largest(2)
-    path = f"{URL}/checkpoints/2/manifest.json"
-    content = json.loads(bucket.cat_file(path))
-    below = f"{name.removeprefix('checkpoints/2/')}/a"
-    content["files"][below] = [4, "0" * 64]
-    bucket.pipe_file(path, json.dumps(content).encode())
+    add_to_manifest(f"{largest(2).removeprefix('checkpoints/2/')}/a", bucket)
     assert newest(monkeypatch, tmp_path / "b") == 1
     assert "checkpoints/2 is not used: " in caplog.text
 

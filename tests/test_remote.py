@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -38,14 +38,8 @@ BUCKET = "memory://bucket/data"
 
 
 @pytest.fixture(autouse=True)
-def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
-    """A bucket with nothing in it, and no waiting for a second attempt."""
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
+def empty(buckets: MemoryFileSystem) -> MemoryFileSystem:
+    return buckets
 
 
 @pytest.fixture

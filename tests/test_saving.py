@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import Clock, tiny_config
 from test_checkpoints import META, broken_at, make_state
 from test_train import final_state
 
@@ -25,28 +25,6 @@ from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
 from clip_lite_jax.train import train
 from clip_lite_jax.train_state import TrainState
-
-
-class Clock:
-    """What the module takes for the time; to sleep is to move it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.slept: list[float] = []
-        self.meanwhile: Callable[[], object] = lambda: None
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept.append(seconds)
-        self.meanwhile()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(module, "sleep", clock.sleep)
-    return clock
 
 
 @pytest.fixture(scope="module")
