@@ -9,6 +9,7 @@ from conftest import draw
 
 from clip_lite_jax import cli
 from clip_lite_jax._version import __version__
+from clip_lite_jax.commands import train
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +87,6 @@ def test_control_c_is_no_traceback(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_config", interrupted)
+    monkeypatch.setattr(train, "_config", interrupted)
     assert cli.main(["config", "--config", "configs/quickstart.py"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
