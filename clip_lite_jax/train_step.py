@@ -166,6 +166,7 @@ class EncodeFns:
     text: Callable[[Any, Any], Array]  # [B, L] int32, [B, L] bool -> [B, D]
     pairs: Callable[[Any, Any], Array]  # [B, D], [B, D] -> [B]
     matrix: Callable[[Any, Any], Array]  # [N, D], [M, D] -> [N, M]
+    image_features: Callable[[Any], Array]  # [B, H, W, 3] uint8 -> [B, F], before the critic
 
 
 def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]:
@@ -173,6 +174,7 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
     rows, whole = batch_sharding(mesh), replicated(mesh)  # parameters lie as they lie
     image = jax.jit(model.encode_image, in_shardings=(None, None, rows), out_shardings=whole)
     text = jax.jit(model.encode_text, in_shardings=(None, None, rows, rows), out_shardings=whole)
+    features = jax.jit(model.image_features, in_shardings=(None, None, rows), out_shardings=whole)
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 
@@ -182,6 +184,7 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
             text=any_rows(mesh, lambda tokens, mask: text(params, model_state, tokens, mask)),
             pairs=lambda i, t: pairs(params, i, t),
             matrix=lambda i, t: matrix(params, i, t),
+            image_features=any_rows(mesh, lambda x: features(params, model_state, x)),
         )
 
     return bind

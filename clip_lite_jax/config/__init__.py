@@ -26,6 +26,7 @@ from clip_lite_jax.config.run import (
     LogConfig,
     MeshConfig,
     RetrievalConfig,
+    TaskConfig,
     validate,
 )
 from clip_lite_jax.config.types import Captions, GalleryCaptions, Options
@@ -50,6 +51,7 @@ __all__ = [
     "PartConfig",
     "RetrievalConfig",
     "ShapesConfig",
+    "TaskConfig",
     "config_path",
     "describe",
     "explain",

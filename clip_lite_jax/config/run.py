@@ -1,6 +1,6 @@
 """One run: all sections, and the rules between their fields."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -37,6 +37,21 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskConfig:
+    """One of `evaluators.tasks.TASKS`, on data of its own or those of the run."""
+
+    task: str
+    source: str = ""
+    """As `data.source`; empty: the run's own splits."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `data` that this source needs otherwise: ``{"class_caption": "a {}"}``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of the task; `clip-lite eval --help` lists them."""
+    while_training: bool = False
+    """At every evaluation during training, too, not only once at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvalConfig:
     every: PositiveInt = 500
     """Steps between evaluations; the last step is always evaluated."""
@@ -48,6 +63,8 @@ class EvalConfig:
     """Split whose held-out pairs give the mutual-information read-offs while training."""
     information_test_split: str = "test"
     max_information_pairs: PositiveInt = 1024
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    """More of what is measured, by names of your own."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
