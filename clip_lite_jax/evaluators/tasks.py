@@ -80,7 +80,7 @@ def build_task(name: str, data: TaskData, options: Mapping[str, Any]) -> TaskEva
         raise ConfigError(f"task {name!r}: choose from {', '.join(TASKS)}")
     task = TASKS[name]
     try:
-        chosen = from_dict(task.options, options)
+        chosen: Any = from_dict(task.options, options)
     except ConfigError as error:
         raise ConfigError(f"options of the task {name!r}: {error}") from error
     return task.build(data, chosen)
