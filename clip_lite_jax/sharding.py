@@ -146,24 +146,25 @@ def any_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
     The arrays are NumPy's, and of a mesh over several processes each has the whole of them.
     """
-    sharding = batch_sharding(mesh)
-
-    def spread(array: Any) -> Any:
-        if jax.process_count() == 1:
-            return array
-        # Of arrays of NumPy jit would not know that they are the same in all processes.
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def call(*arrays: Any) -> Any:
-        count = len(arrays[0])
-        missing = -count % batch_shards(mesh)
+        missing = -len(arrays[0]) % batch_shards(mesh)
         if missing:
             arrays = tuple(
                 jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays
             )
-        return function(*map(spread, arrays))[:count]
+        return function(*(spread_rows(mesh, a) for a in arrays))[: len(arrays[0]) - missing]
 
     return call
+
+
+def spread_rows(mesh: Mesh, array: Any) -> Any:
+    """An array ``[B, ...]``, the same in all processes, for a program that splits its rows."""
+    if jax.process_count() == 1:
+        return array
+    # Of arrays of NumPy jit would not know that they are the same in all processes.
+    sharding = batch_sharding(mesh)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def put_batch(mesh: Mesh, batch: Any, parts: bool = False) -> Any:

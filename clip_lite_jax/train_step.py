@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 from jax.sharding import Mesh
@@ -14,13 +15,21 @@ from jax.sharding import Mesh
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.color_jitter import color_jitter
 from clip_lite_jax.config import MeshConfig
+from clip_lite_jax.evaluators.ranking import block_counts
 from clip_lite_jax.files import cache_folder
 from clip_lite_jax.flops import flops
 from clip_lite_jax.gathering import in_pieces
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
 from clip_lite_jax.negatives import Pairs, remember
-from clip_lite_jax.sharding import any_rows, batch_sharding, replicated, shardings_like
+from clip_lite_jax.sharding import (
+    any_rows,
+    batch_sharding,
+    batch_shards,
+    replicated,
+    shardings_like,
+    spread_rows,
+)
 from clip_lite_jax.train_state import Target, TrainState, state_shardings, step_keys
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -167,6 +176,7 @@ class EncodeFns:
     pairs: Callable[[Any, Any], Array]  # [B, D], [B, D] -> [B]
     matrix: Callable[[Any, Any], Array]  # [N, D], [M, D] -> [N, M]
     image_features: Callable[[Any], Array]  # [B, H, W, 3] uint8 -> [B, F], before the critic
+    counts: Callable[..., tuple[Array, Array, Array]]  # `evaluators.ranking.block_counts`
 
 
 def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]:
@@ -178,6 +188,27 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 
+    counts = jax.jit(
+        lambda params, *arrays: block_counts(model.critic(params).matrix, *arrays),
+        in_shardings=(None, rows, whole, rows, whole, whole, rows),
+        out_shardings=whole,
+    )
+
+    def counted(params: Any, images: Any, texts: Any, *others: Any) -> tuple[Array, Array, Array]:
+        numbers, owner, text_limits, image_limits = others
+        count, missing = len(images), -len(images) % batch_shards(mesh)
+        if missing:
+            images = np.pad(images, [(0, missing), (0, 0)])
+            numbers = np.pad(numbers, (0, missing), constant_values=-1)
+            image_limits = np.pad(image_limits, [(0, missing), (0, 0)])
+        images, numbers, image_limits = (
+            spread_rows(mesh, array) for array in (images, numbers, image_limits)
+        )
+        own, above_text, above_image = counts(
+            params, images, texts, numbers, owner, text_limits, image_limits
+        )
+        return own, above_text, above_image[:count]
+
     def bind(params: Any, model_state: Any) -> EncodeFns:
         return EncodeFns(
             image=any_rows(mesh, lambda x: image(params, model_state, x)),
@@ -185,6 +216,7 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
             pairs=lambda i, t: pairs(params, i, t),
             matrix=lambda i, t: matrix(params, i, t),
             image_features=any_rows(mesh, lambda x: features(params, model_state, x)),
+            counts=lambda *arrays: counted(params, *arrays),
         )
 
     return bind

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clip_lite_jax.data import image_ops
-from clip_lite_jax.evaluators.retrieval import Retrieval, ranks
+from clip_lite_jax.evaluators.retrieval import Retrieval
 
 ANSWERS = 5
 """Answers shown for a query."""
@@ -79,7 +79,7 @@ class _Search:
 
     def __init__(self, retrieval: Retrieval, scores: np.ndarray) -> None:
         self.retrieval, self.scores = retrieval, scores
-        self.caption_ranks, self.image_ranks = ranks(scores, retrieval.owner)
+        self.caption_ranks, self.image_ranks = retrieval.ranks(scores)
 
     def first_caption(self, image: int) -> int:
         return int(np.searchsorted(self.retrieval.owner, image))

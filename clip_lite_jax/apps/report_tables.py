@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clip_lite_jax.config import Config
-from clip_lite_jax.evaluators.retrieval import RECALLS, Retrieval, ranks
+from clip_lite_jax.evaluators.retrieval import RECALLS, Retrieval
 
 COMPARE_FILE = Path(__file__).parent.parent / "results" / "compare.json"
 CATEGORIES_SHOWN = 30
@@ -232,7 +232,7 @@ def categories(retrieval: Retrieval, scores: np.ndarray) -> list[Category]:
     Scores are ``[images, captions]``; the search is among all examples, not within the category.
     """
     names = np.array([example.attributes.get("category", "") for example in retrieval.examples])
-    text_to_image, image_to_text = (found <= 10 for found in ranks(scores, retrieval.owner))
+    text_to_image, image_to_text = (found <= 10 for found in retrieval.ranks(scores))
     rows = []
     for name in sorted(set(names.tolist()) - {""}):
         images, captions = names == name, names[retrieval.owner] == name

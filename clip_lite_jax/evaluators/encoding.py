@@ -1,7 +1,10 @@
 """Encoding held-out images and captions in batches of one fixed size."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +15,9 @@ from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import BadImage
 from clip_lite_jax.train_step import EncodeFns
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def load_images(
@@ -26,6 +32,83 @@ def load_images(
         except BadImage as error:
             bad.add(source.metadata(index).id, str(error))
     return kept, stack_or_empty(images, inputs.blank)
+
+
+def encode_pictures(
+    encode: Callable[[np.ndarray], Any],
+    inputs: ImageInput,
+    source: Source,
+    indices: Iterable[int],
+    batch_size: int,
+    threads: int = 4,
+) -> Iterator[np.ndarray | str]:
+    """Of each example what `encode` makes of its picture ``[D]``, or why there is nothing.
+
+    Pictures are decoded in threads while the device works on those before.
+    """
+
+    def view(index: int) -> np.ndarray | str:
+        try:
+            return inputs.view(inputs.open(source, index))
+        except BadImage as error:
+            return str(error)
+
+    def finished(batch: list[np.ndarray | str], result: Any) -> Iterator[np.ndarray | str]:
+        rows = np.asarray(result)
+        yield from (x if isinstance(x, str) else row for x, row in zip(batch, rows, strict=False))
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        views = in_order(pool, view, indices, 3 * batch_size)
+        before: tuple[list[np.ndarray | str], Any] | None = None
+        while batch := list(islice(views, batch_size)):
+            usable = [inputs.blank if isinstance(x, str) else x for x in batch]
+            usable += [inputs.blank] * (batch_size - len(batch))  # one shape, one program
+            result = encode(np.stack(usable))  # does not wait for the device
+            if before:
+                yield from finished(*before)
+            before = batch, result
+        if before:
+            yield from finished(*before)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """``function(item)`` of all in their order, at most `ahead` of them waiting to be taken."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def encode_usable(
+    encode: Callable[[np.ndarray], Any],
+    inputs: ImageInput,
+    source: Source,
+    indices: Sequence[int],
+    batch_size: int,
+    bad: BadExamples,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples are usable, int64 ``[N]``, and what `encode` makes of their pictures
+    ``[N, D]``; the others are added to `bad`."""
+    usable, rows = [], []
+    found = encode_pictures(encode, inputs, source, indices, batch_size)
+    for index, row in zip(indices, found, strict=True):
+        if isinstance(row, str):
+            bad.add(source.metadata(index).id, row)
+        else:
+            usable.append(index)
+            rows.append(row)
+    like = jax.eval_shape(encode, np.stack([inputs.blank] * batch_size))
+    stacked = np.stack(rows) if rows else np.zeros((0, *like.shape[1:]), like.dtype)
+    return np.array(usable, np.int64), stacked
 
 
 def stack_or_empty(arrays: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray:

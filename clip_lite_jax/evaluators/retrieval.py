@@ -10,13 +10,21 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, load_images
+from clip_lite_jax.evaluators.ranking import (
+    Counts,
+    average_precision,
+    count,
+    dense_counts,
+    ranks,
+)
 from clip_lite_jax.train_step import EncodeFns
 
 RECALLS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 class Retrieval:
-    """R@k and median rank in both directions, with what chance would give.
+    """R@k, ranks and average precision in both directions, with what chance would give.
 
     A caption's answer is its image; an image's answer is any of its captions, the best-ranked one
     counts.  Ties count against the model.
@@ -44,13 +52,24 @@ class Retrieval:
         self.inputs, self.batch_size = inputs, batch_size
 
     def run(self, fns: EncodeFns) -> dict[str, float]:
-        return retrieval_metrics(self.scores(fns), self.owner)
+        if self.averaged is not None:
+            return retrieval_metrics(self.scores(fns), self.owner)
+        return metrics_of(count(fns, *self._embedded(fns), self.owner), self.owner)
+
+    def _embedded(self, fns: EncodeFns) -> tuple[np.ndarray, np.ndarray]:
+        """Images ``[N, D]`` and texts ``[M, D]``."""
+        return (
+            encode_images(fns, self.images, self.batch_size),
+            encode_captions(fns, self.inputs.text, self.texts, self.batch_size),
+        )
+
+    def ranks(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`ranking.ranks` of scores ``[N, M]``."""
+        return ranks(dense_counts(scores, self.owner), self.owner)
 
     def scores(self, fns: EncodeFns) -> np.ndarray:
         """T of every image with every caption, or its mean over those of an image: ``[N, M]``."""
-        images = encode_images(fns, self.images, self.batch_size)
-        texts = encode_captions(fns, self.inputs.text, self.texts, self.batch_size)
-        scores = np.asarray(fns.matrix(images, texts))
+        scores = np.asarray(fns.matrix(*self._embedded(fns)))
         if self.averaged is None:
             return scores
         ends = np.cumsum(self.averaged)
@@ -72,38 +91,31 @@ def select(source: Source, config: RetrievalConfig) -> list[int]:
     return sorted(chosen[: config.max_images])
 
 
-def ranks(scores: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of the right answers, 1 is best: text → image ``[captions]`` and back ``[images]``.
-
-    Scores are ``[images, captions]``; caption c belongs to image owner[c].
-    """
-    images, captions = scores.shape
-    # Rank of each caption's image among all images.
-    own = scores[owner, np.arange(captions)]
-    text_to_image = np.sum(scores >= own, axis=0)
-    # Rank of each image's best caption among the captions of other images and itself.
-    best = np.full(images, -np.inf)
-    np.maximum.at(best, owner, own)
-    foreign = owner[None, :] != np.arange(images)[:, None]
-    image_to_text = 1 + np.sum((scores >= best[:, None]) & foreign, axis=1)
-    return text_to_image, image_to_text
-
-
 def retrieval_metrics(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Recall and median rank from scores ``[images, captions]``; caption c belongs to owner[c]."""
-    images, captions = scores.shape
-    text_to_image, image_to_text = ranks(scores, owner)
+    """`metrics_of` scores ``[images, captions]``; caption c belongs to image owner[c]."""
+    return metrics_of(dense_counts(scores, owner), owner)
+
+
+def metrics_of(counts: Counts, owner: np.ndarray) -> dict[str, float]:
+    """Recall, rank and average precision in both directions, with what chance would give."""
+    captions, images = len(owner), int(owner[-1]) + 1
     metrics: dict[str, float] = {"images": images, "captions": captions}
-    per_image = captions / images
-    for name, found, candidates, right in (
-        ("text_to_image", text_to_image, images, 1.0),
-        ("image_to_text", image_to_text, captions, per_image),
+    for (name, found, precision), (candidates, right) in zip(
+        per_query(counts, owner), ((images, 1.0), (captions, captions / images)), strict=True
     ):
         for k in RECALLS:
             metrics[f"{name}_r{k}"] = float(np.mean(found <= k))
             metrics[f"{name}_r{k}_chance"] = chance_recall(k, candidates, right)
         metrics[f"{name}_median_rank"] = float(np.median(found))
+        metrics[f"{name}_mean_rank"] = float(np.mean(found))
+        metrics[f"{name}_map"] = float(np.mean(precision))
     return metrics
+
+
+def per_query(counts: Counts, owner: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Of each direction its name, and ranks and average precisions of its queries."""
+    found, precisions = ranks(counts, owner), average_precision(counts, owner)
+    return list(zip(DIRECTIONS, found, precisions, strict=True))
 
 
 def chance_recall(k: int, candidates: int, right: float) -> float:
