@@ -6,6 +6,7 @@ from typing import Any
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import to_dict
+from clip_lite_jax.evaluators.tasks import Outcome, TaskEvaluator
 from clip_lite_jax.files import RESULTS_FILE, write_atomic
 from clip_lite_jax.provenance import provenance
 from clip_lite_jax.run import Run, restore_or_init
@@ -24,10 +25,22 @@ def evaluate(run: Run) -> dict[str, Any]:
         state, _ = restore_or_init(run, checkpoints)
     fns = make_encode_fns(run.model, run.mesh)(state.eval_params, state.model_state)
     evaluators = run.evaluators("test", run.inputs(state.params, state.model_state))
+    outcomes = {
+        name: evaluator.outcome(fns)
+        if isinstance(evaluator, TaskEvaluator)
+        else Outcome(evaluator.run(fns))
+        for name, evaluator in evaluators.items()
+    }
     results = {
         "name": run.config.name,
         "step": int(state.step),
-        "test": {name: evaluator.run(fns) for name, evaluator in evaluators.items()},
+        "test": {name: outcome.metrics for name, outcome in outcomes.items()},
+        "tables": {name: outcome.tables for name, outcome in outcomes.items() if outcome.tables},
+        "protocols": {
+            name: evaluator.protocol
+            for name, evaluator in evaluators.items()
+            if isinstance(evaluator, TaskEvaluator)
+        },
         "bad_examples": len(run.bad),
         "provenance": provenance(),
         "config": to_dict(run.config),

@@ -39,16 +39,18 @@ class DualEncoderModel:
         tokenizer: Tokenizer | None,
         batch_size: int = 64,
         data_fingerprint: str = "",
+        step: int | None = None,
     ) -> None:
         """Without a `tokenizer` texts can only be given as ids.
 
-        `data_fingerprint` says which data the model learned from, where that is known.
+        `data_fingerprint` says which data the model learned from, where that is known, and `step`
+        after how many steps of training.
         """
         self.config, self.model = config, model
         self.params, self.model_state = params, model_state
         self.pixels, self.batch_size = Pixels(config.data), batch_size
         self.fns = make_encode_fns(model, build_mesh())(params, model_state)
-        self._tokenizer, self.data_fingerprint = tokenizer, data_fingerprint
+        self._tokenizer, self.data_fingerprint, self.step = tokenizer, data_fingerprint, step
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -176,6 +178,7 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
         tokenizer,
         batch_size,
         meta.data_fingerprint,
+        step,
     )
 
 

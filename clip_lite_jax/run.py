@@ -19,13 +19,15 @@ from clip_lite_jax.checkpoints import Checkpoints, Meta, has_checkpoint
 from clip_lite_jax.config import Config, to_dict
 from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.bad_examples import BadExamples
-from clip_lite_jax.data.inputs import TowerInputs
+from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.sources import Source, build_sources, captions_of, fingerprint
 from clip_lite_jax.data.tokenizer import LONGEST, Tokenizer, load_or_train_tokenizer, load_tokenizer
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators import Evaluator
 from clip_lite_jax.evaluators.information import Information
+from clip_lite_jax.evaluators.registry import build_task
 from clip_lite_jax.evaluators.retrieval import build_retrieval
+from clip_lite_jax.evaluators.tasks import TaskData, data_of
 from clip_lite_jax.features import build_inputs, check_cache
 from clip_lite_jax.files import CONFIG_FILE, SKIPPED_FILE, TOKENIZER_FILE, write_atomic
 from clip_lite_jax.models import Model, build_model
@@ -130,7 +132,23 @@ class Run:
                 ", ".join(missing),
                 ", ".join(f"{name} {len(source)}" for name, source in self.sources.items()),
             )
-        return evaluators
+        return evaluators | self._tasks(stage, inputs)
+
+    def _tasks(self, stage: str, inputs: TowerInputs) -> dict[str, Evaluator]:
+        """Those of `eval.tasks`; all are built, so that none fails for the first time at the end."""
+        found: dict[str, Evaluator] = {}
+        for name, task in self.config.eval.tasks.items():
+            data = TaskData(self.sources, inputs, self.config.eval.batch_size, self.bad)
+            if task.source:
+                fields = data_of(task, self.config.data)
+                bad = BadExamples(self.workdir / f"skipped-{name}.jsonl")
+                splits = build_sources(fields, bad, training=False)
+                own = TowerInputs(Pixels(fields), self.tokenizer)
+                data = replace(data, splits=splits, inputs=own, bad=bad)
+            evaluator = build_task(task.task, data, task.options)
+            if stage == "test" or task.while_training:
+                found[f"tasks/{name}"] = evaluator
+        return found
 
 
 def build_run(config: Config, workdir: Path) -> Run:

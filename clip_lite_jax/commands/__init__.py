@@ -3,8 +3,16 @@
 What a command needs is imported when it runs, so that ``--help`` does not wait for jax.
 """
 
-from clip_lite_jax.commands import data, export, plan, search, status, train
+from clip_lite_jax.commands import data, evaluate, export, plan, search, status, train
 
-COMMANDS = (train.add, plan.add, status.add, search.add, data.add, export.add)
+COMMANDS = (
+    train.add,
+    plan.add,
+    status.add,
+    evaluate.add,
+    search.add,
+    data.add,
+    export.add,
+)
 """Each adds its parsers, with ``call(known, rest)`` and, where a configuration's fields may be
 set, ``takes_fields``."""

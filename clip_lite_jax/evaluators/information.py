@@ -4,15 +4,19 @@ import math
 from typing import Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from clip_lite_jax.config import RetrievalConfig
+from clip_lite_jax.config.types import STRICT, PositiveInt
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.pipeline import stable_hash
 from clip_lite_jax.data.sources import IndependentPairs, Source
+from clip_lite_jax.errors import DataError
 from clip_lite_jax.evaluators.retrieval import Retrieval
+from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
 CHANCE_LOSS = 2 * math.log(2)
@@ -63,6 +67,34 @@ class Information:
             | calibrated_read_offs(scores, groups, fit=groups % 2 == 0)
             | self.known
         )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InformationOptions:
+    split: str = "test"
+    captions: Literal["first", "joined"] = "first"
+    max_pairs: PositiveInt = 1024
+
+
+class InformationTask(TaskEvaluator):
+    """`Information` on a source of any kind."""
+
+    def __init__(self, data: TaskData, options: InformationOptions) -> None:
+        source = data.split(options.split)
+        self.evaluator = Information(
+            source, data.inputs, data.batch_size, options.captions, options.max_pairs, data.bad
+        )
+        pairs = len(self.evaluator.pairs.examples)
+        if pairs < 2:
+            raise DataError(f"split {options.split!r} has {pairs} usable pairs: two are needed")
+        self.protocol = (
+            f"split {options.split}; {pairs} pairs, the {options.captions} caption of each; every "
+            "other pairing is a draw from the marginals, nothing masked; nats; intervals by "
+            "resampling groups"
+        )
+
+    def outcome(self, fns: EncodeFns) -> Outcome:
+        return Outcome(self.evaluator.run(fns))
 
 
 def matched_and_shuffled(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

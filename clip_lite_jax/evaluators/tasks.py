@@ -1,4 +1,4 @@
-"""Evaluation tasks by name: what `clip-lite eval` runs, and training with `eval.tasks`.
+"""What an evaluation task is; `registry` has them by name.
 
 A task has options of its own, a frozen pydantic dataclass, and is built from the splits of a source
 and what the towers read of them.
@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clip_lite_jax.config import from_dict
+import pydantic
+
+from clip_lite_jax.config import DataConfig, TaskConfig, explain
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import Source
@@ -66,21 +68,35 @@ class Task:
     summary: str
 
 
-TASKS: dict[str, Task] = {}
-
-
-def build_task(name: str, data: TaskData, options: Mapping[str, Any]) -> TaskEvaluator:
-    """The evaluator of a task.
+def data_of(task: TaskConfig, data: DataConfig) -> DataConfig:
+    """Where a task's pairs come from, prepared as `data`, the model's own, are.
 
     Raises:
-      ConfigError: no such task, or no such option of it.
-      DataError: the source lacks what the task measures.
+      ConfigError: a field that there is not, or a value of the wrong type.
     """
-    if name not in TASKS:
-        raise ConfigError(f"task {name!r}: choose from {', '.join(TASKS)}")
-    task = TASKS[name]
+    if not task.source:
+        if task.fields:
+            raise ConfigError(
+                f"fields {', '.join(task.fields)} of data for the task {task.task!r}, whose data "
+                "are the run's own: name a source"
+            )
+        return data
     try:
-        chosen: Any = from_dict(task.options, options)
-    except ConfigError as error:
-        raise ConfigError(f"options of the task {name!r}: {error}") from error
-    return task.build(data, chosen)
+        return DataConfig(
+            **{"source": task.source}
+            | {name: getattr(data, name) for name in PREPARATION}
+            | task.fields
+        )
+    except (pydantic.ValidationError, TypeError) as error:
+        why = explain(error) if isinstance(error, pydantic.ValidationError) else error
+        raise ConfigError(f"fields of the task {task.task!r}: {why}") from error
+
+
+PREPARATION = (
+    "image_size",
+    "resize",
+    "max_tokens",
+    "caption_normalization",
+    "threads",
+)
+"""Fields of `data` that say what a model reads, wherever its pairs come from."""

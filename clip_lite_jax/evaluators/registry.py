@@ -1,0 +1,37 @@
+"""Evaluation tasks by name: what `clip-lite eval` runs, and training with `eval.tasks`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_lite_jax.config import from_dict
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.evaluators.information import InformationOptions, InformationTask
+from clip_lite_jax.evaluators.retrieval_task import RetrievalOptions, RetrievalTask
+from clip_lite_jax.evaluators.tasks import Task, TaskData, TaskEvaluator
+
+TASKS: dict[str, Task] = {
+    "retrieval": Task(RetrievalOptions, RetrievalTask, "captions and images find each other"),
+    "information": Task(InformationOptions, InformationTask, "bounds on mutual information"),
+}
+
+
+def task_of(name: str) -> Task:
+    """Raises `ConfigError`, which lists the tasks, where there is none of that name."""
+    if name not in TASKS:
+        raise ConfigError(f"task {name!r}: choose from {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def build_task(name: str, data: TaskData, options: Mapping[str, Any]) -> TaskEvaluator:
+    """The evaluator of a task.
+
+    Raises:
+      ConfigError: no such task, or no such option of it.
+      DataError: the source lacks what the task measures.
+    """
+    task = task_of(name)
+    try:
+        chosen: Any = from_dict(task.options, options)
+    except ConfigError as error:
+        raise ConfigError(f"options of the task {name!r}: {error}") from error
+    return task.build(data, chosen)
