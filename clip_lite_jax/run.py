@@ -135,7 +135,7 @@ class Run:
         return evaluators | self._tasks(stage, inputs)
 
     def _tasks(self, stage: str, inputs: TowerInputs) -> dict[str, Evaluator]:
-        """Those of `eval.tasks`; all are built, so that none fails for the first time at the end."""
+        """Those of `eval.tasks`.  All are built each time: none fails first at the end of a run."""
         found: dict[str, Evaluator] = {}
         for name, task in self.config.eval.tasks.items():
             data = TaskData(self.sources, inputs, self.config.eval.batch_size, self.bad)

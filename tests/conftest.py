@@ -41,6 +41,7 @@ from clip_lite_jax.config import (
     ModelConfig,
     NegativesConfig,
     OptimConfig,
+    TaskConfig,
 )
 from clip_lite_jax.evaluate import evaluate
 from clip_lite_jax.sharding import build_mesh
@@ -136,7 +137,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a trained and evaluated run."""
     workdir = tmp_path_factory.mktemp("finished_run")
-    evaluate(train(tiny_config(pairs), workdir))
+    settings = EvalConfig(every=2, batch_size=16, tasks={"search": TaskConfig(task="retrieval")})
+    evaluate(train(tiny_config(pairs, eval=settings), workdir))
     return workdir
 
 
