@@ -7,6 +7,7 @@ FURNITURE := sweethome3d-furniture
 BIN := $(VENV)/bin
 LIBTPU := .work/libtpu
 BUCKETS := .work/buckets
+CLIP_BENCHMARK := .work/clip_benchmark
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
@@ -53,7 +54,7 @@ test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## fo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed .venv-beam/installed  ## what takes too long for every change (hours)
+test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed $(CLIP_BENCHMARK)/installed .venv-beam/installed .venv-peers/installed  ## what takes too long for every change (hours)
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
 	PYTHONPATH=$(BUCKETS) $(BIN)/python -m pytest tests/long/test_s3.py tests/long/test_gcs.py tests/long/test_http.py
 	$(MAKE) train-step soak
@@ -110,6 +111,12 @@ $(LIBTPU)/installed: requirements-plan.txt $(VENV)/installed
 
 # Not in the environment: servers and clients of object storage ask for much else.
 $(BUCKETS)/installed: requirements-buckets.txt $(VENV)/installed
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@touch $@
+
+# Not in the environment: it asks for PyTorch, which its functions find in that of the peers.
+$(CLIP_BENCHMARK)/installed: benchmarks/requirements-clip-benchmark.txt $(VENV)/installed
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@
