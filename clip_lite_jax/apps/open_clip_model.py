@@ -2,9 +2,9 @@
 
     model, preprocess, tokenizer = open_clip_model("runs/quickstart")
 
-are what open_clip's ``create_model_and_transforms`` and ``get_tokenizer`` give: LAION's clip_benchmark
-and scripts written for open_clip take them.  The clip_benchmark command itself, with this model
-among its types, is
+are what open_clip's ``create_model_and_transforms`` and ``get_tokenizer`` give, for scripts that
+were written for open_clip and for LAION's clip_benchmark.  Its command, with this model among its
+types, is
 
     python -m clip_lite_jax.apps.open_clip_model eval --model_type clip_lite_jax \\
         --model clip_lite --pretrained runs/quickstart --dataset …
@@ -73,7 +73,7 @@ def _module(torch: Any, model: DualEncoderModel) -> Any:
     watched = model.model.watched(model.params)
     bias = float(model.params["critic"]["score_bias"])
 
-    class ClipLite(torch.nn.Module):  # type: ignore[misc]
+    class ClipLite(torch.nn.Module):
         """As ``open_clip.CLIP``, as far as evaluation needs it."""
 
         def __init__(self) -> None:
