@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,51 +26,62 @@ def model(finished_run: Path) -> DualEncoderModel:
     return load(finished_run, batch_size=16)
 
 
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Karpathy's ``dataset_coco.json``: 20 test pictures of six captions, one of them broken."""
-    folder = tmp_path_factory.mktemp("coco")
-    (folder / "val2014").mkdir()
-    images = []
+def write_karpathy(folder: Path, kind: str) -> Path:
+    """Karpathy's file of COCO or Flickr30k: pictures of six captions, the fourth one broken."""
+    below = {"coco": "val2014", "flickr30k": "flickr30k-images"}[kind]
+    (folder / below).mkdir()
+    images: list[dict[str, Any]] = []
     for number in range(20):
         colour, shape = list(COLOURS)[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
-        name = f"COCO_val2014_{number:012}.jpg"
-        draw(shape, colour).save(folder / "val2014" / name)
+        name = f"COCO_val2014_{number:012}.jpg" if kind == "coco" else f"{1000 + number}.jpg"
+        draw(shape, colour).save(folder / below / name)
         texts = [f"{word} {colour} {shape}" for word in ("a", "the", "one", "some", "this", "six")]
         sentences = [{"raw": text, "sentid": number * 6 + n} for n, text in enumerate(texts)]
-        images.append(
-            {"filepath": "val2014", "filename": name, "split": "test", "sentences": sentences}
-        )
-    (folder / "val2014" / images[3]["filename"]).write_bytes(b"no picture")  # type: ignore[operator]
-    path = folder / "dataset_coco.json"
-    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+        image = {"filename": name, "split": "test", "sentences": sentences}
+        images.append(image | ({"filepath": below} if kind == "coco" else {}))
+    images[19]["split"] = "train"
+    (folder / below / images[3]["filename"]).write_bytes(b"no picture")
+    path = folder / f"dataset_{kind}.json"
+    path.write_text(json.dumps({"images": images, "dataset": kind}))
     return path
 
 
-def test_karpathys_protocol(model: DualEncoderModel, coco: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_karpathy(tmp_path_factory.mktemp("coco"), "coco")
+
+
+@pytest.mark.parametrize("kind", ["coco", "flickr30k"])
+def test_karpathys_protocol(model: DualEncoderModel, kind: str, tmp_path: Path) -> None:
     """Five of six captions, the broken picture listed, and the numbers of all scores at once."""
-    task = parse_task(f"retrieval:{coco}", {}, {})
+    path = write_karpathy(tmp_path, kind)
+    task = parse_task(f"retrieval:{path}", {}, {})
     result = read_result(evaluate_model(model, "m", [task], tmp_path)[0])
-    names = [f"COCO_val2014_{number:012}.jpg" for number in range(20) if number != 3]
-    assert list(result.bad_examples) == [f"val2014/COCO_val2014_{3:012}.jpg"]
-    assert (result.metrics["images"], result.metrics["captions"]) == (19, 95)
-    content = {i["filename"]: i for i in json.loads(coco.read_text())["images"]}
-    captions = [s["raw"] for name in names for s in content[name]["sentences"][:5]]
-    images = model.project_image([coco.parent / "val2014" / name for name in names])
+    content = json.loads(path.read_text())["images"]
+    good = [image for n, image in enumerate(content) if n not in (3, 19)]
+    (broken,) = result.bad_examples
+    assert broken.endswith(content[3]["filename"])
+    assert (result.metrics["images"], result.metrics["captions"]) == (18, 90)
+    captions = [s["raw"] for image in good for s in image["sentences"][:5]]
+    folder = path.parent / ("val2014" if kind == "coco" else "flickr30k-images")
+    images = model.project_image([folder / image["filename"] for image in good])
     scores = np.asarray(model.fns.matrix(images, model.project_text(captions)))
-    wanted = retrieval_metrics(scores, np.repeat(np.arange(19), 5))
+    wanted = retrieval_metrics(scores, np.repeat(np.arange(18), 5))
     for name, value in wanted.items():
         assert result.metrics[name] == pytest.approx(value), name
-    assert result.metrics["text_to_image_r1_low"] <= wanted["text_to_image_r1"]
-    assert result.data["splits"] == {"test": 20}
+    low, high = (result.metrics[f"text_to_image_r1_{end}"] for end in ("low", "high"))
+    assert low <= wanted["text_to_image_r1"] <= high  # type: ignore[operator]
+    assert result.data["splits"] == {"test": 19, "train": 1}
     assert result.model["step"] == 4
 
 
 def test_folds_are_means_over_parts(model: DualEncoderModel, coco: Path, tmp_path: Path) -> None:
-    whole = parse_task(f"retrieval:{coco}", {}, {"folds": 2, "captions_per_image": None})
+    whole = parse_task(
+        f"retrieval:{coco}", {}, {"folds": 2, "captions_per_image": None, "split": "all"}
+    )
     result = read_result(evaluate_model(model, "m", [whole], tmp_path)[0])
     assert (result.metrics["images"], result.metrics["captions"]) == (19, 19 * 6)
-    assert result.metrics["text_to_image_r10_chance"] == pytest.approx((10 / 10 + 1) / 2)
+    assert result.metrics["text_to_image_r5_chance"] == pytest.approx((5 / 10 + 5 / 9) / 2)
     assert "mean over 2 folds" in result.protocol
 
 
@@ -82,7 +94,7 @@ def test_reranking_few_and_information(model: DualEncoderModel, coco: Path, tmp_
     plain, again, information = map(read_result, evaluate_model(model, "m", tasks, tmp_path))
     for name, value in plain.metrics.items():
         assert again.metrics[name] == pytest.approx(value), name
-    assert information.metrics["pairs"] == 19
+    assert information.metrics["pairs"] == 18
 
 
 def test_the_command_and_the_table(
@@ -149,9 +161,11 @@ def test_wrong_options_and_splits(model: DualEncoderModel, coco: Path, tmp_path:
 
     with pytest.raises(ConfigError, match="options of the task 'retrieval'.*folds"):
         run({"folds": 0})
-    with pytest.raises(ConfigError, match="folds=21 of 20 images"):
+    with pytest.raises(ConfigError, match="folds=21 of 19 images"):
         run({"folds": 21})
-    with pytest.raises(DataError, match="split 'val' has no examples; there are: test 20"):
+    with pytest.raises(
+        DataError, match="split 'val' has no examples; there are: .*test 19.*'all' is all"
+    ):
         run({"split": "val"})
     with pytest.raises(ConfigError, match="fields of the task 'retrieval'.*formats"):
         run({}, {"formats": "x"})

@@ -13,9 +13,37 @@ import pydantic
 from clip_lite_jax.config import DataConfig, TaskConfig, explain
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
+from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.train_step import EncodeFns
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A `Source`: the examples of several, one after another."""
+
+    parts: tuple[Source, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Example:
+        part, place = self._place(index)
+        return part[place]
+
+    def metadata(self, index: int) -> Example:
+        part, place = self._place(index)
+        return part.metadata(place)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
 
 
 @dataclass(frozen=True)
@@ -29,10 +57,18 @@ class TaskData:
     """Gets the examples that cannot be used."""
 
     def split(self, name: str) -> Source:
-        """Raises `DataError` where there is no such split, or nothing in it."""
+        """The split of that name, or ``all`` of them one after another.
+
+        Raises:
+          DataError: there is no such split, or nothing in it.
+        """
+        if name == ALL and name not in self.splits and any(map(len, self.splits.values())):
+            return Joined(tuple(self.splits.values()))
         if name not in self.splits or not len(self.splits[name]):
             there = ", ".join(f"{n} {len(s)}" for n, s in self.splits.items() if len(s))
-            raise DataError(f"split {name!r} has no examples; there are: {there or 'none'}")
+            raise DataError(
+                f"split {name!r} has no examples; there are: {there or 'none'}; {ALL!r} is all"
+            )
         return self.splits[name]
 
 
