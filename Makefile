@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 LIBTPU := .work/libtpu
 BUCKETS := .work/buckets
 CLIP_BENCHMARK := .work/clip_benchmark
+BROWSER := .work/browser
+HAS_BROWSER := { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+INSTALL_BROWSER := apt-get install -qq --no-install-recommends chromium >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
@@ -48,7 +51,7 @@ mutual-information: $(VENV)/installed  ## estimators where the truth is known (h
 soak: $(VENV)/installed  ## whether the memory of a long run grows (two hours)
 	$(BIN)/python -m benchmarks.soak
 
-test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed  ## format, lint, types and tests
+test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BROWSER)/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -114,6 +117,14 @@ $(BUCKETS)/installed: requirements-buckets.txt $(VENV)/installed
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@
+
+# Tests of pages need Chromium or Chrome: the system's, or Debian's where this may install it.
+$(BROWSER)/installed:
+	@mkdir -p $(@D)
+	@$(HAS_BROWSER) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
+		export DEBIAN_FRONTEND=noninteractive; $(INSTALL_BROWSER) || { apt-get update -qq && $(INSTALL_BROWSER); }; } || true
+	@if $(HAS_BROWSER); then touch $@; else \
+		echo 'no Chromium or Chrome: tests of pages are skipped; install one and run again'; fi
 
 # Not in the environment: it asks for PyTorch, which its functions find in that of the peers.
 $(CLIP_BENCHMARK)/installed: benchmarks/requirements-clip-benchmark.txt $(VENV)/installed
