@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clip_lite_jax.evaluators.information import certified_bound, infonce_read_offs, read_offs
@@ -58,7 +59,8 @@ def others(matrix: np.ndarray, count: int) -> np.ndarray:
 def plot_bounds(rng: np.random.Generator) -> Figure:
     """Read-offs of the best critic over the true information, from 128 pairs, 50 times each."""
     pairs, times, truths = 128, 50, np.arange(1, 11)
-    drawn = {"jsd_lower_bound": [], "nwj_lower_bound": [], "infonce_lower_bound": []}  # type: dict[str, list[list[float]]]
+    names = ("jsd_lower_bound", "nwj_lower_bound", "infonce_lower_bound")
+    drawn: dict[str, list[list[float]]] = {name: [] for name in names}
     for truth in truths:
         values: dict[str, list[float]] = {name: [] for name in drawn}
         for _ in range(times):
@@ -121,8 +123,9 @@ def plot_critic(rng: np.random.Generator) -> Figure:
     labels = {"jsd": "JSD: T = log r", "nwj": "NWJ: T = 1 + log r", "infonce": "InfoNCE: any shift"}
     for name, colour in names.items():
         loss = jax.jit(build_objective(name))
+        shifted = (matrix + shift for shift in shifts)
         values = np.array(
-            [float(loss(scores_of(np.diagonal(t), others(t, 511)))[0]) for t in matrix + shifts[:, None, None]]
+            [float(loss(scores_of(np.diagonal(t), others(t, 511)))[0]) for t in shifted]
         )
         axes.plot(shifts, values - values.min(), color=colour, label=labels[name])
     axes.set_ylim(-0.02, 1)
@@ -134,10 +137,9 @@ def plot_certified() -> Figure:
     """`certified_bound` over the JSD loss, and what the best critic on Gaussians reaches."""
     losses = np.linspace(0.005, 2 * math.log(2), 400)
     figure, axes = _axes("JSD loss, nats", "information, nats")
-    axes.plot(losses, [certified_bound(float(loss)) for loss in losses], color=BLUE, label="certified: at least this")
-    axes.fill_between(
-        losses, [certified_bound(float(loss)) for loss in losses], 0, color=BLUE, alpha=0.1, linewidth=0
-    )
+    bounds = [certified_bound(float(loss)) for loss in losses]
+    axes.plot(losses, bounds, color=BLUE, label="certified: at least this")
+    axes.fill_between(losses, bounds, color=BLUE, alpha=0.1, linewidth=0)
     truths = np.arange(1, 11)
     rng = np.random.default_rng(0)
     reached = []
@@ -148,11 +150,11 @@ def plot_certified() -> Figure:
     axes.axvline(2 * math.log(2), color=GREY, linewidth=0.8, linestyle=":")
     axes.text(1.37, 9.4, "2 log 2: a critic\nthat knows nothing", color=GREY, fontsize=9, ha="right")
     axes.set_ylim(0, 10.5)
-    axes.legend(frameon=False, loc="center right")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.25, 0.75))
     return figure
 
 
-def _axes(x: str, y: str) -> tuple[Figure, mpl.axes.Axes]:
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)
@@ -161,7 +163,7 @@ def _axes(x: str, y: str) -> tuple[Figure, mpl.axes.Axes]:
     return figure, axes
 
 
-def _two_axes(x: str) -> tuple[Figure, tuple[mpl.axes.Axes, mpl.axes.Axes]]:
+def _two_axes(x: str) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
@@ -181,7 +183,7 @@ PLOTS: Mapping[str, Callable[[], Figure]] = {
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/mathematics")
     folder.mkdir(parents=True, exist_ok=True)
-    # Equal plots make equal files; text stays text.
+    # Equal plots make equal files, whatever fonts there are.
     mpl.rcParams.update({"svg.hashsalt": "clip_lite_jax", "svg.fonttype": "path", "font.size": 11})
     for name, plot in PLOTS.items():
         plot().savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
