@@ -63,14 +63,19 @@ def inline(page: Path) -> Iterator[tuple[int, Token]]:
 
 
 def blocks() -> list[Block]:
-    return [
-        Block(
-            str(page.relative_to(ROOT)), (token.map or [0])[0] + 1, token.info.strip(), token.content
-        )
-        for page in PAGES
-        for token in tokens(page)
-        if token.type in ("fence", "code_block")
-    ]
+    """Fences, and indented blocks as far as the next empty line each."""
+    found = []
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        for token in tokens(page):
+            line = (token.map or [0])[0] + 1
+            if token.type == "fence":
+                found.append(Block(name, line, token.info.strip(), token.content))
+            elif token.type == "code_block":
+                for part in re.finditer(r"(?:.*\S.*\n?)+", token.content):
+                    before = token.content[: part.start()].count("\n")
+                    found.append(Block(name, line + before, "", part[0]))
+    return found
 
 
 def commands(block: Block) -> list[list[str]]:

@@ -146,9 +146,18 @@ def plot_certified() -> Figure:
     for truth in truths:
         matrix = log_ratios(rng, 2048, truth)
         reached.append(read_offs(np.diagonal(matrix), others(matrix, 64).ravel())["jsd_loss"])
-    axes.plot(reached, truths, color=ORANGE, marker="o", markersize=4, label="the best critic on Gaussians")
+    axes.plot(
+        reached,
+        truths,
+        color=ORANGE,
+        marker="o",
+        markersize=4,
+        label="the best critic on Gaussians",
+    )
     axes.axvline(2 * math.log(2), color=GREY, linewidth=0.8, linestyle=":")
-    axes.text(1.37, 9.4, "2 log 2: a critic\nthat knows nothing", color=GREY, fontsize=9, ha="right")
+    axes.text(
+        1.37, 9.4, "2 log 2: a critic\nthat knows nothing", color=GREY, fontsize=9, ha="right"
+    )
     axes.set_ylim(0, 10.5)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.25, 0.75))
     return figure
