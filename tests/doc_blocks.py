@@ -1,6 +1,6 @@
-"""Code blocks, inline code, links and headings of the project's Markdown, found by a CommonMark parser.
+"""Code blocks, inline code, links and headings of the Markdown, found by a CommonMark parser.
 
-`kind_of` says what a block is.  A fence names it; an indented block is commands, unless every line
+`Block.kind` says what a block is.  A fence names it; an indented block is commands, unless every line
 begins with a path of the repository (a listing) or the first is the header of a table.
 """
 
@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -116,8 +117,7 @@ def links(page: Path) -> Iterator[tuple[int, str]]:
 def anchors(page: Path) -> set[str]:
     """Of the headings, as GitHub makes them."""
     found: dict[str, int] = {}
-    all_tokens = tokens(page)
-    for token, content in zip(all_tokens, all_tokens[1:], strict=False):
+    for token, content in pairwise(tokens(page)):
         if token.type == "heading_open":
             text = "".join(child.content for child in content.children or ())
             slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")

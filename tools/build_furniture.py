@@ -1,9 +1,9 @@
 """A table of product pictures to try things out with: Debian's sweethome3d-furniture.
 
-``python -m tools.build_furniture FURNITURE OUT`` writes ``OUT/products.csv`` with the columns image,
-name, description and product, and ``OUT/photos``.  FURNITURE is the folder of the package's
-catalogues, ``/usr/share/sweethome3d/furniture``.  The renders are in the public domain, or CC-BY 3.0
-by the creators that the catalogues name.
+``python -m tools.build_furniture FURNITURE OUT`` writes ``OUT/products.csv`` with the columns
+image, name, description and product, and ``OUT/photos``.  FURNITURE is the folder of the package's
+catalogues, ``/usr/share/sweethome3d/furniture``.  The renders are in the public domain, or CC-BY
+3.0 by the creators that the catalogues name.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The plots of docs/mathematics.md: ``python -m tools.build_plots [FOLDER]`` (default docs/mathematics).
+"""The plots of docs/mathematics.md: ``python -m tools.build_plots`` (into docs/mathematics).
 
 Pairs (x, y) are correlated standard normals of 20 dimensions.  Their density ratio r = dP/dQ is
 known, and so are the information I and how far a critic T is from log r.  All losses are
@@ -69,8 +69,8 @@ def plot_bounds(rng: np.random.Generator) -> Figure:
             found = read_offs(own, others(matrix, pairs - 1).ravel()) | infonce_read_offs(matrix)
             for name in drawn:
                 values[name].append(found[name])
-        for name in drawn:
-            drawn[name].append(values[name])
+        for name, found_all in drawn.items():
+            found_all.append(values[name])
     figure, axes = _axes("true information, nats", "read off 128 pairs, nats")
     axes.plot(truths, truths, color=GREY, linestyle="--", label="the truth")
     axes.axhline(math.log(pairs), color=GREY, linewidth=0.8, linestyle=":")
