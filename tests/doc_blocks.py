@@ -1,7 +1,7 @@
 """Code blocks, inline code, links and headings of the Markdown, found by a CommonMark parser.
 
-`Block.kind` says what a block is.  A fence names it; an indented block is commands, unless every line
-begins with a path of the repository (a listing) or the first is the header of a table.
+`Block.kind` says what a block is.  A fence names it; an indented block is commands, unless every
+line begins with a path of the repository (a listing) or the first is the header of a table.
 """
 
 import re

@@ -58,7 +58,7 @@ def others(matrix: np.ndarray, count: int) -> np.ndarray:
 
 def plot_bounds(rng: np.random.Generator) -> Figure:
     """Read-offs of the best critic over the true information, from 128 pairs, 50 times each."""
-    pairs, times, truths = 128, 50, np.arange(1, 11)
+    pairs, times, truths = 128, 50, range(1, 11)
     names = ("jsd_lower_bound", "nwj_lower_bound", "infonce_lower_bound")
     drawn: dict[str, list[list[float]]] = {name: [] for name in names}
     for truth in truths:
@@ -91,7 +91,7 @@ def plot_bounds(rng: np.random.Generator) -> Figure:
 
 def plot_one_negative(rng: np.random.Generator) -> Figure:
     """The loss of the best critic by negatives per pair: its mean, and the spread of a batch."""
-    counts, batch, times, truth = 2 ** np.arange(8), 128, 100, 4.0
+    counts, batch, times, truth = [2**power for power in range(8)], 128, 100, 4.0
     figure, (left, right) = _two_axes("negatives per pair")
     for axes, name, colour in ((left, "jsd", BLUE), (right, "infonce", GREEN)):
         loss = jax.jit(build_objective(name))
@@ -140,7 +140,7 @@ def plot_certified() -> Figure:
     bounds = [certified_bound(float(loss)) for loss in losses]
     axes.plot(losses, bounds, color=BLUE, label="certified: at least this")
     axes.fill_between(losses, bounds, color=BLUE, alpha=0.1, linewidth=0)
-    truths = np.arange(1, 11)
+    truths = range(1, 11)
     rng = np.random.default_rng(0)
     reached = []
     for truth in truths:
