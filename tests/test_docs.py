@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import yaml
@@ -41,10 +42,12 @@ from launch_scripts import launch
 
 import clip_lite_jax
 from clip_lite_jax import cli, config, pretrained
+from clip_lite_jax.combinations import check_combination
 from clip_lite_jax.commands.arguments import data_config
 from clip_lite_jax.config.loading import field_paths
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import build_sources
+from clip_lite_jax.models import build_model
 
 OTHERS = {
     "apt-get", "cd", "docker", "gcloud", "git", "hf", "mkdir", "nvidia-smi", "python", "source",
@@ -168,11 +171,17 @@ def check_clip_lite(arguments: Sequence[str]) -> None:
     if not getattr(known, "takes_fields", False):
         assert rest == [], f"clip-lite {known.command} does not take {rest}"
     elif "config" in known:
-        config.load_config(known.config, config.parse_overrides(rest))
+        check_run(config.load_config(known.config, config.parse_overrides(rest)))
     elif "source" in known:
         data_config(known.source, rest)
     else:
         config.parse_overrides(rest)
+
+
+def check_run(run: config.Config) -> None:
+    """Raises where parts of a configuration do not go together, or options are not known."""
+    check_combination(run.objective, run.negatives, run.batch_size, run.accumulate)
+    build_model(run.model, run.data.image_size, 30_000, run.data.max_tokens, run.objective)
 
 
 def overridden(words: Sequence[str]) -> config.Config:
@@ -380,3 +389,19 @@ def test_fields_are_leaves() -> None:
     """`has_field` agrees with the configuration's own list of its fields."""
     assert all(has_field(DEFAULTS, path) for path in field_paths(DEFAULTS))
     assert not has_field(DEFAULTS, "data.image_sise")
+
+
+def test_the_notebook_is_clean_and_compiles() -> None:
+    """`tests/long/test_notebook.py` runs it; outputs are left out, so that changes can be read."""
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(file, as_version=4)
+        nbformat.validate(notebook)
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert len(cells) > 3
+        assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+        code = "\n".join(cell.source for cell in cells)
+        imports = [n for n in ast.parse(code).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), file.name, "exec"), {})
+        for cell in notebook.cells:
+            for target in re.findall(r"\]\(([^)#:]+)\)", cell.source):
+                assert (file.parent / target).exists(), target
