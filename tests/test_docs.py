@@ -1,13 +1,10 @@
 """What README and docs/ say can be done: commands, Python, tables, names, links, and the site.
 
-A command is parsed by what would run it: `clip_lite_jax.cli`, the Makefile, a launch script with
-``--dry_run``.  Python runs in a folder with `stand_ins`.  A new command of others goes to `OTHERS`,
-Python that cannot run here to `NOT_RUN`, each with its reason.
+Commands are checked by `doc_commands`, where new programs of others go to `OTHERS`.  Python runs in
+a folder with `stand_ins`; what cannot run here goes to `NOT_RUN`, with its reason.
 """
 
-import argparse
 import ast
-import configparser
 import csv
 import inspect
 import os
@@ -15,9 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +33,13 @@ from doc_blocks import (
     links,
     split_commands,
 )
-from launch_scripts import launch
+from doc_commands import DEFAULTS, TOP, check_command, check_mention, has_field
 
 import clip_lite_jax
-from clip_lite_jax import cli, config, pretrained
-from clip_lite_jax.combinations import check_combination
-from clip_lite_jax.commands.arguments import data_config
+from clip_lite_jax import config, pretrained
 from clip_lite_jax.config.loading import field_paths
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import build_sources
-from clip_lite_jax.models import build_model
-
-OTHERS = {
-    "apt-get", "cd", "docker", "gcloud", "git", "hf", "mkdir", "nvidia-smi", "python", "source",
-    "ssh-add", ".venv/bin/pre-commit",
-}  # fmt: skip
-"""Programs of others, and of the shell: of their words only paths of ours are checked."""
 
 NOT_RUN = {
     "torch.save": "needs torch",
@@ -61,7 +47,6 @@ NOT_RUN = {
 }
 """Python blocks that are compiled and not run: what they hold, and why."""
 
-DEFAULTS = config.Config(steps=100, batch_size=64)
 BLOCKS = blocks()
 SHELL = [block for block in BLOCKS if block.kind == "shell"]
 PYTHON = [block for block in BLOCKS if block.kind == "python"]
@@ -78,6 +63,34 @@ def test_every_block_says_what_it_is() -> None:
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_commands_of_blocks(block: Block) -> None:
     for words in commands(block):
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "clip-lite serach --model runs/quickstart --images pictures fruit",
+        "clip-lite search --model runs/quickstart --folder pictures fruit",
+        "clip-lite train --config configs/my_pears.py --workdir runs/mine",
+        "clip-lite train --config configs/my_pairs.py --workdir runs/mine --config.step=3",
+        "clip-lite train --config configs/my_pairs.py --workdir r --config.model.image.name=vit_s16",
+        "clip-lite data check pairs.csv --config.data.captoin_columns=title",
+        "python -m clip_lite_jax.main --config configs/quickstart.py",
+        "python -m benchmarks.nothing",
+        "python -m benchmarks.one_negative --quickly",
+        "make quikstart",
+        "make PYTHN=python3 quickstart",
+        "pip install '.[tpus]'",
+        "pip install -r requirements-nothing.txt",
+        "launch/local.sh 2 --device=2 --config configs/quickstart.py --workdir runs/two",
+        "docker build --file launch/Dockerfiles .",
+        "conda install jax",
+        "--config.optim.learning_rates=3",
+    ],
+)
+def test_a_wrong_command_is_noticed(wrong: str) -> None:
+    (words,) = split_commands(wrong)
+    with pytest.raises((AssertionError, clip_lite_jax.errors.UserError)):
         check_command(words)
 
 
@@ -100,138 +113,6 @@ def test_commands_within_text() -> None:
 
 
 IN_TEXT = re.compile(r"make [a-z-]+$|python -m \S|pip install \S|clip-lite [a-z]|--config\.[a-z]")
-
-
-def check_mention(words: Sequence[str]) -> None:
-    """As `check_command`; a subcommand of ``clip-lite`` alone, or a field alone, is enough."""
-    if words[:3] == ["python", "-m", "clip_lite_jax.main"]:
-        words = ["clip-lite", "train", *words[3:]]
-    if words[0].startswith("--config.") and words[1:] == [] and "=" not in words[0]:
-        assert has_field(DEFAULTS, words[0].removeprefix("--config.")), "no such field"
-        return
-    if words[0] != "clip-lite":
-        check_command(words)
-        return
-    parser, rest = cli._parser(), list(words[1:])
-    while choices := subcommands(parser):
-        assert rest, f"clip-lite has {', '.join(choices)}"
-        name = rest.pop(0)
-        if name.startswith("-"):
-            break
-        assert name in choices, f"clip-lite has no {name}"
-        parser = choices[name]
-    for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
-        known = flag.startswith("--config.") or flag in parser._option_string_actions
-        assert known, f"{' '.join(words)}: no {flag}"
-
-
-def subcommands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return found[0].choices if found else {}
-
-
-def check_command(words: Sequence[str]) -> None:
-    """Raises unless the command exists, and takes these arguments."""
-    program, *arguments = words
-    if program.startswith("--config."):  # fields, to be added to a command
-        overridden(words)
-    elif program in ("clip-lite", ".venv/bin/clip-lite"):
-        check_clip_lite(arguments)
-    elif program == "make":
-        check_make(arguments)
-    elif program.startswith("launch/"):
-        action = [] if "--dry_run" in arguments else ["--dry_run"]
-        done = launch(program.removeprefix("launch/"), *action, *arguments)
-        assert done.returncode == 0, done.stderr
-    elif program in ("pip", ".venv/bin/pip") or list(words[1:3]) == ["-m", "pip"]:
-        check_pip(arguments)
-    elif words[:2] == ["python", "-m"]:
-        check_module(words[2], words[3:])
-    elif program == "sudo":
-        check_command(arguments)
-    else:
-        assert program in OTHERS, f"{program} is not known: {' '.join(words)}"
-    for word in words:
-        path = re.sub(r"(\.py):\w+$", r"\1", word.rpartition("=")[2])
-        if re.match(rf"(?:{'|'.join(sorted(TOP))})/", path):
-            assert (ROOT / path).exists(), f"{path} is not in the repository"
-
-
-TOP = {"benchmarks", "clip_lite_jax", "configs", "launch", "tests", "tools"}
-
-
-def check_clip_lite(arguments: Sequence[str]) -> None:
-    if arguments[-1:] == ["--help"]:
-        check_mention(["clip-lite", *arguments])
-        return
-    try:
-        known, rest = cli._parser().parse_known_args(arguments)
-    except SystemExit as error:
-        raise AssertionError(f"clip-lite does not take {arguments}") from error
-    if not getattr(known, "takes_fields", False):
-        assert rest == [], f"clip-lite {known.command} does not take {rest}"
-    elif "config" in known:
-        check_run(config.load_config(known.config, config.parse_overrides(rest)))
-    elif "source" in known:
-        data_config(known.source, rest)
-    else:
-        config.parse_overrides(rest)
-
-
-def check_run(run: config.Config) -> None:
-    """Raises where parts of a configuration do not go together, or options are not known."""
-    check_combination(run.objective, run.negatives, run.batch_size, run.accumulate)
-    build_model(run.model, run.data.image_size, 30_000, run.data.max_tokens, run.objective)
-
-
-def overridden(words: Sequence[str]) -> config.Config:
-    """A configuration with these fields set; rules between fields are not asked."""
-    changed = DEFAULTS
-    for name, value in config.parse_overrides(words).items():
-        changed = config.override(changed, name, value)
-    return changed
-
-
-def check_make(arguments: Sequence[str]) -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for word in arguments:
-        name, equals, _ = word.partition("=")
-        pattern = rf"^{re.escape(name)} *\??:?=" if equals else rf"^{re.escape(name)}:"
-        assert re.search(pattern, makefile, re.MULTILINE), f"the Makefile has no {name}"
-
-
-def check_pip(arguments: Sequence[str]) -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    words = list(arguments[arguments.index("install") + 1 :])
-    while words:
-        word = words.pop(0)
-        if word == "-r":
-            assert (ROOT / words[0]).is_file(), words[0]
-            words.pop(0)
-        elif match := re.fullmatch(r"(?:\.|clip[-_]lite[-_]jax)(?:\[(.*)\])?", word):
-            for extra in filter(None, (match[1] or "").split(",")):
-                assert setup.has_option("options.extras_require", extra), f"no extra {extra}"
-        elif not word.startswith("-"):
-            name = re.split(r"[<>=\[]", word)[0]
-            assert name in (ROOT / "setup.cfg").read_text(), f"{name} is not in setup.cfg"
-
-
-def check_module(module: str, arguments: Sequence[str]) -> None:
-    if module == "clip_lite_jax.main":
-        check_clip_lite(["train", *arguments])
-    elif module != "venv":
-        file = ROOT / f"{module.replace('.', '/')}.py"
-        assert file.is_file(), f"{file.relative_to(ROOT)} is not there"
-        for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
-            assert flag in flags_of(file), f"{module} has no {flag}"
-
-
-@cache
-def flags_of(file: Path) -> set[str]:
-    calls = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call))
-    named = (c.args for c in calls if getattr(c.func, "attr", "") == "add_argument")
-    return {a.value for args in named for a in args if isinstance(a, ast.Constant)}
 
 
 @pytest.fixture(scope="module")
@@ -324,14 +205,6 @@ FIELD = re.compile(rf"(?:{SECTIONS})\.(?!safetensors|pth|pkl|py)[a-z_][\w.]*(?:=
 PATH = re.compile(rf"(?:{'|'.join(sorted(TOP))}|docs)/(?![A-Z]+\b)[\w./*-]+")
 OF_OTHERS = re.compile(r"configs/(?:sbert|done)\b.*")
 """Paths in the repository of the paper's authors."""
-
-
-def has_field(section: Any, name: str) -> bool:
-    head, _, tail = name.partition(".")
-    if not hasattr(section, head):
-        return False
-    value = getattr(section, head)
-    return not tail or isinstance(value, dict) or has_field(value, tail)
 
 
 def test_links_lead_somewhere() -> None:
