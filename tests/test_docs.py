@@ -73,7 +73,7 @@ def test_commands_of_blocks(block: Block) -> None:
         "clip-lite search --model runs/quickstart --folder pictures fruit",
         "clip-lite train --config configs/my_pears.py --workdir runs/mine",
         "clip-lite train --config configs/my_pairs.py --workdir runs/mine --config.step=3",
-        "clip-lite train --config configs/my_pairs.py --workdir r --config.model.text.name=bert",
+        "clip-lite config --config configs/my_pairs.py --config.model.image.name=resnet18",
         "clip-lite data check pairs.csv --config.data.captoin_columns=title",
         "python -m clip_lite_jax.main --config configs/quickstart.py",
         "python -m benchmarks.nothing",
