@@ -6,13 +6,17 @@ a folder with `stand_ins`; what cannot run here goes to `NOT_RUN`, with its reas
 
 import ast
 import csv
+import http.server
 import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from doc_blocks import (
     split_commands,
 )
 from doc_commands import DEFAULTS, TOP, check_command, check_mention, has_field
+from playwright.sync_api import sync_playwright
 
 import clip_lite_jax
 from clip_lite_jax import config, pretrained
@@ -48,6 +53,9 @@ NOT_RUN = {
 }
 """Python blocks that are compiled and not run: what they hold, and why."""
 
+CHROME = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 BLOCKS = blocks()
 SHELL = [block for block in BLOCKS if block.kind == "shell"]
 PYTHON = [block for block in BLOCKS if block.kind == "python"]
@@ -236,9 +244,12 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(there)
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -248,9 +259,13 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not re.search("warn|error", done.stderr, re.IGNORECASE), done.stderr
-    page = (tmp_path / "site" / "reference" / "objectives.html").read_text()
+    return folder
+
+
+def test_the_site_holds_the_reference(site: Path) -> None:
+    page = (site / "reference" / "objectives.html").read_text()
     assert "E_P[sp(-T)]" in page  # the docstring of `jsd`
-    for html in (tmp_path / "site").rglob("*.html"):
+    for html in site.rglob("*.html"):
         assert not LOADS.search(html.read_text()), f"{html.name} loads something from elsewhere"
 
 
@@ -258,6 +273,53 @@ LOADS = re.compile(
     r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//'
     r'|<link[^>]*rel="(?:stylesheet|preconnect|icon)"[^>]*href="(?:https?:)?//'
 )
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    """The address of the site, on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome here")
+def test_the_site_in_a_browser(served: str) -> None:
+    """Nothing comes from elsewhere, no page is wider than a telephone, and the search finds."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        asked: list[str] = []
+        wrong: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        for name in (
+            "index",
+            "mathematics",
+            "objectives",
+            "how_to/product_photos",
+            "reference/data",
+        ):
+            page.goto(f"{served}/{name}.html")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+            broken = (
+                "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+            )
+            assert page.evaluate(broken) == []
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto(f"{served}/index.html")
+        page.locator(".md-search__input").fill("certified bound")
+        page.locator(".md-search-result__link", has_text="The mathematics").first.wait_for()
+        browser.close()
+    assert wrong == []
+    assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
 
 
 def test_fields_are_leaves() -> None:
