@@ -23,5 +23,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 5  # the curve, three searches, the scores
-    values = next(cell for cell in notebook.cells if "read_offs(pairs" in cell.source).outputs[0]
-    assert "'jsd_lower_bound'" in values["data"]["text/plain"]
+    assert "jsd_lower_bound" in notebook.cells[-2].outputs[0]["text"]
