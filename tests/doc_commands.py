@@ -90,7 +90,7 @@ def check_command(words: Sequence[str]) -> None:
             assert (ROOT / path).exists(), f"{path} is not in the repository"
 
 
-TOP = {"benchmarks", "clip_lite_jax", "configs", "launch", "tests", "tools"}
+TOP = {"benchmarks", "clip_lite_jax", "configs", "launch", "notebooks", "tests", "tools"}
 
 
 def check_clip_lite(arguments: Sequence[str]) -> None:
