@@ -13,7 +13,7 @@ HAS_BROWSER := { command -v chromium || command -v chromium-browser || command -
 INSTALL_BROWSER := apt-get install -qq --no-install-recommends chromium >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
+.PHONY: help docs docs-build quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -61,6 +61,13 @@ test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
 	PYTHONPATH=$(BUCKETS) $(BIN)/python -m pytest tests/long/test_s3.py tests/long/test_gcs.py tests/long/test_http.py
 	$(MAKE) train-step soak
+
+# The variable silences what the theme says of a successor of mkdocs.
+docs: $(VENV)/installed-test  ## show the documentation at http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-build: $(VENV)/installed-test  ## write it to .work/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/installed-test  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
