@@ -11,11 +11,17 @@ from PIL import Image
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config
-from clip_lite_jax.data.image_ops import Opened
+from clip_lite_jax.data.image_ops import Opened, view_box
 from clip_lite_jax.data.inputs import Pixels
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, CheckpointError, ConfigError
-from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, stack_or_empty
+from clip_lite_jax.evaluators.encoding import (
+    encode_captions,
+    encode_images,
+    heat_maps,
+    stack_or_empty,
+)
+from clip_lite_jax.evaluators.places import on_picture
 from clip_lite_jax.mirror import local_copy
 from clip_lite_jax.models import DualEncoder, Model, build_model
 from clip_lite_jax.optim import build_optimizer
@@ -105,6 +111,28 @@ class DualEncoderModel:
             )
         scores = self.fns.pairs(self.project_image(images), self.project_text(texts))
         return np.asarray(scores, np.float32)
+
+    def heat_map(self, images: Images, texts: Sequence[str]) -> list[np.ndarray]:
+        """Which places of image i speak for text i: float32 ``[H, W]``, as large as the picture.
+
+        None is below 0; what the centre crop of preprocessing cuts off is 0.  See
+        `models.heat_maps`.
+
+        Raises:
+          ValueError: not as many texts as images.
+        """
+        if len(images) != len(texts):
+            raise ValueError(
+                f"heat_map needs one text per image: {len(images)} images, {len(texts)} texts"
+            )
+        pictures = [_open(image) for image in images]
+        data, views = self.config.data, [self.pixels.view(opened) for opened in pictures]
+        stacked = stack_or_empty(views, self.pixels.blank)
+        maps = heat_maps(self.fns, self.tokenizer, stacked, list(texts), self.batch_size)
+        return [
+            on_picture(one, opened.size, view_box(opened.size, data.image_size, data.resize))
+            for one, opened in zip(maps, pictures, strict=True)
+        ]
 
     def encode_features(self, images: np.ndarray) -> np.ndarray:
         """Normalised images ``[N, H, W, 3]`` → the encoder's features, float32 ``[N, F]``."""
