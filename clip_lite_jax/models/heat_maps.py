@@ -11,6 +11,7 @@ from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.models.dual_encoder import DualEncoder, Model
 from clip_lite_jax.models.layers import PLACES
 
+
 def heat_maps(
     model: Model, params: Any, model_state: Any, images: Array, tokens: Array, mask: Array
 ) -> Array:
