@@ -122,7 +122,7 @@ def _references(path: Place) -> Place:
     """The file of references that a source means."""
     if not path.is_dir():
         return path
-    found = sorted(path.glob("refs(*).p"), key=str)
+    found: list[Place] = sorted(path.glob("refs(*).p"), key=str)
     if len(found) != 1:
         names = ", ".join(one.name for one in found)
         raise DataError(
@@ -134,10 +134,7 @@ def _references(path: Place) -> Place:
 
 def _read(path: Place) -> list[Any]:
     """The list in a file of references: the published pickle, or the same as JSON."""
-    if path.suffix == ".json":
-        content = read_json(path)
-    else:
-        content = _unpickled(path)
+    content = read_json(path) if path.suffix == ".json" else _unpickled(path)
     if not isinstance(content, list):
         raise DataError(f"{path} is no list of references")
     return content
@@ -173,7 +170,7 @@ def _checked(path: Place, number: int, reference: Any) -> tuple[int, int, int, s
     where = f"{path}, reference {number}"
     if not isinstance(reference, dict):
         raise DataError(f"{where} is no dict: {FORM}")
-    ids = [reference.get(key) for key in ("ref_id", "ann_id", "image_id")]
+    ids: list[Any] = [reference.get(key) for key in ("ref_id", "ann_id", "image_id")]
     if not all(isinstance(id, int) for id in ids):
         raise DataError(f"{where}: an id is no number; {FORM}")
     split = reference.get("split")

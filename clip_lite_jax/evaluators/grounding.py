@@ -120,10 +120,11 @@ class Grounding(TaskEvaluator):
         detections = read_detections(Path(options.detections)) if options.detections else None
         self.phrases = list(self._phrases(detections))
         if not self.phrases:
+            part = f", part {options.part!r}," if options.part else ""
             raise DataError(
-                f"no reference of split {options.split!r}{f', part {options.part!r},' * bool(options.part)} "
-                "has a box: grounding reads data.format='refcoco', or examples with an attribute "
-                "'box' (docs/evaluate.md)"
+                f"no reference of split {options.split!r}{part} has a box: grounding "
+                "reads data.format='refcoco', or examples with an attribute 'box' "
+                "(docs/evaluate.md)"
             )
         kind = "those of " + options.detections if options.detections else "all annotated boxes"
         self.protocol = (
@@ -196,8 +197,8 @@ class Grounding(TaskEvaluator):
             "box_iou": _worst(around, phrase.box),
             "seen": area(_common(phrase.box, view)) / area(phrase.box),
         }
-        if phrase.candidates:
-            right = [overlap(box, phrase.box) >= RIGHT for box in phrase.candidates]
+        if phrase.candidates or options.detections:  # no detection is a miss
+            right = [overlap(box, phrase.box) >= RIGHT for box in phrase.candidates] or [False]
             values["candidate_accuracy"] = float(_worst(chosen, phrase.box) >= RIGHT)
             values["candidate_chance"] = float(np.mean(right))
         return Found(phrase, picture, heat, points, around, chosen, values)
@@ -217,7 +218,7 @@ class Grounding(TaskEvaluator):
                 continue
             try:
                 phrase = _phrase(index, example, detections)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 self.data.bad.add(example.id, str(error))
                 continue
             yield from (replace(phrase, text=text) for text in example.captions)

@@ -152,7 +152,8 @@ class _Machine:
             self.stack.append(self.memo[argument])
         elif name not in STEPS:
             raise CheckpointError(
-                f"{self.file}: pickle instruction {name} is none that plain data need; nothing was run"
+                f"{self.file}: pickle instruction {name} is none that plain data need; "
+                "nothing was run"
             )
         else:
             STEPS[name](self, argument)
