@@ -18,7 +18,6 @@ from clip_lite_jax.data.pairs import MAX_BYTES, Found, images_in
 from clip_lite_jax.data.rows import ATTRIBUTES, TEXT, TEXTS, array
 from clip_lite_jax.errors import CheckpointError, DataError
 from clip_lite_jax.places import Place, place
-from clip_lite_jax.pretrained.pickles import read_pickle
 
 MOST_STEPS = 100_000_000
 """Instructions of the pickle; RefCOCO's 142,210 sentences take some ten million."""
@@ -141,6 +140,8 @@ def _read(path: Place) -> list[Any]:
 
 
 def _unpickled(path: Place) -> Any:
+    from clip_lite_jax.pretrained.pickles import read_pickle  # pretrained uses this package
+
     def no_code(module: str, name: str) -> Any:
         raise DataError(
             f"{path} asks for {module}.{name}, which no list of references needs; nothing was run"
