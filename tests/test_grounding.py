@@ -1,0 +1,391 @@
+"""Grounding: RefCOCO's files from end to end, and every measure against a loop."""
+
+import io
+import json
+import os
+import pickle
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import refcoco_files
+from PIL import Image
+from scipy import ndimage
+
+from clip_lite_jax.apps.grounding_page import page
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import resize_and_crop, view_box
+from clip_lite_jax.data.inputs import Pixels, TowerInputs
+from clip_lite_jax.data.sources import build_sources
+from clip_lite_jax.errors import ConfigError, DataError
+from clip_lite_jax.evaluators.grounding import Grounding, GroundingOptions, build_grounding
+from clip_lite_jax.evaluators.places import (
+    box_around,
+    hottest,
+    on_picture,
+    overlap,
+    points_at,
+    strongest_points,
+)
+from clip_lite_jax.evaluators.tasks import TaskData
+from clip_lite_jax.inference import load
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "shorter"),
+    [
+        ((90, 40), 20, None),
+        ((40, 91), 20, 20),
+        ((90, 41), 20, 30),
+        ((33, 70), 24, 37),
+    ],
+)
+def test_the_view_is_where_the_picture_shows_it(
+    size: tuple[int, int], side: int, shorter: int | None
+) -> None:
+    """In a picture whose colours are its coordinates."""
+    width, height = size
+    x = np.broadcast_to(np.arange(width) + 0.5, (height, width))
+    y = np.broadcast_to(np.arange(height)[:, None] + 0.5, (height, width))
+    picture = Image.fromarray(np.stack([x * 2, y * 2, 0 * x], axis=2).astype(np.uint8))
+    seen = resize_and_crop(picture, side, shorter)[..., :2] / 2.0
+    left, upper, right, lower = view_box(size, side, shorter)
+    centres = (np.arange(side) + 0.5) / side
+    middle = slice(3, -3)  # bicubic resampling overshoots at the edges
+    np.testing.assert_allclose(
+        seen[side // 2, middle, 0], (left + centres * (right - left))[middle], atol=0.8
+    )
+    np.testing.assert_allclose(
+        seen[middle, side // 2, 1], (upper + centres * (lower - upper))[middle], atol=0.8
+    )
+
+
+def test_a_map_on_a_picture_is_bilinear() -> None:
+    for _ in range(20):
+        cells = RNG.random(RNG.integers(1, 6, 2))
+        width, height = RNG.integers(3, 30, 2).tolist()
+        left, upper = RNG.uniform(0, width / 3), RNG.uniform(0, height / 3)
+        right, lower = RNG.uniform(width / 2, width), RNG.uniform(height / 2, height)
+        found = on_picture(cells, (width, height), (left, upper, right, lower))
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        places = [
+            (y - upper) / (lower - upper) * cells.shape[0] - 0.5,
+            (x - left) / (right - left) * cells.shape[1] - 0.5,
+        ]
+        expected = ndimage.map_coordinates(cells, places, order=1, mode="nearest")
+        expected[(x < left) | (x > right) | (y < upper) | (y > lower)] = 0
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_pointing() -> None:
+    view = (10.0, 0.0, 30.0, 20.0)
+    heat = np.array([[0.0, 1.0], [0.5, 0.2]])
+    points = strongest_points(heat, view)
+    np.testing.assert_array_equal(points, [[25, 5]])
+    assert points_at(points, (25, 5, 30, 20))  # on the corner
+    assert not points_at(points, (25.1, 5, 30, 20))
+    assert points_at(points, (28, 9, 30, 20), tolerance=5)
+    assert not points_at(points, (28, 9, 30, 20), tolerance=4.99)
+    tie = strongest_points(np.array([[1.0, 1.0]]), view)
+    assert len(tie) == 2
+    assert not points_at(tie, (10, 0, 20, 20))
+    assert points_at(tie, (10, 0, 30, 20))
+    empty = strongest_points(np.zeros((2, 2)), view)
+    assert not points_at(empty, (0, 0, 100, 100))
+    assert points_at(strongest_points(np.ones((1, 1)), view), (20, 10, 20, 10))
+
+
+def flooded(heat: np.ndarray, threshold: float) -> list[tuple[int, int, int, int]]:
+    """`box_around`, by flooding."""
+    if heat.max() <= 0:
+        return []
+    hot, seen, parts = heat >= threshold * heat.max(), set(), []
+    for start in zip(*np.nonzero(hot), strict=True):
+        if start in seen:
+            continue
+        queue, part = deque([start]), []
+        seen.add(start)
+        while queue:
+            y, x = queue.popleft()
+            part.append((y, x))
+            for near in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+                inside = 0 <= near[0] < heat.shape[0] and 0 <= near[1] < heat.shape[1]
+                if inside and near not in seen and hot[near]:
+                    seen.add(near)
+                    queue.append(near)
+        parts.append(part)
+    most = max(map(len, parts))
+    return [
+        (min(x for _, x in p), min(y for y, _ in p), max(x for _, x in p) + 1,
+         max(y for y, _ in p) + 1)
+        for p in parts if len(p) == most
+    ]  # fmt: skip
+
+
+def test_boxes_around_heat_and_among_candidates_equal_loops() -> None:
+    for number in range(60):
+        heat = RNG.integers(0, 4, RNG.integers(1, 8, 2)).astype(np.float32)
+        if number % 10 == 0:
+            heat[:] = 0
+        threshold = (0.15, 0.5, 1.0)[number % 3]
+        assert sorted(box_around(heat, threshold)) == sorted(flooded(heat, threshold))
+        height, width = heat.shape
+        corners = np.sort(RNG.integers(-2, 9, (5, 2, 2)), axis=1)
+        boxes = [(*map(float, (*low, *high)),) for low, high in corners if (low < high).all()]
+        scores = []
+        for left, upper, right, lower in boxes:
+            total = sum(
+                float(heat[y, x])
+                for y in range(height)
+                for x in range(width)
+                if left <= x < right and upper <= y < lower
+            )
+            scores.append(total / ((right - left) * (lower - upper)) ** 0.5)
+        best = max(scores, default=0)
+        expected = [b for b, s in zip(boxes, scores, strict=True) if best and np.isclose(s, best)]
+        assert hottest(heat, boxes, 0.5) == expected
+
+
+def test_overlap_equals_counted_pixels() -> None:
+    for _ in range(50):
+        (a, b, c, d), (e, f, g, h) = RNG.integers(0, 8, (2, 4)).tolist()
+        one, other = (a, b, a + c, b + d), (e, f, e + g, f + h)
+        pixels = [
+            {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
+            for box in (one, other)
+        ]
+        union = pixels[0] | pixels[1]
+        expected = len(pixels[0] & pixels[1]) / len(union) if union else 0.0
+        assert overlap(one, other) == pytest.approx(expected)
+
+
+def test_the_published_layout(tmp_path: Path) -> None:
+    folder = refcoco_files.write(tmp_path)
+    sources = build_sources(DataConfig(source=str(folder)), BadExamples())
+    assert {name: len(split) for name, split in sources.items()} == {
+        "train": 2, "validation": 2, "test": 4,
+    }  # fmt: skip
+    example = sources["validation"][0]
+    assert example.captions == ("the left one", "red thing")
+    assert example.group == "COCO_train2014_000000000001.jpg"
+    assert json.loads(example.attributes["box"]) == [2, 3, 16.5, 15]
+    assert len(json.loads(example.attributes["candidates"])) == 3
+    assert example.attributes["part"] == "val"
+    # The same from later protocols, a file by its name, and JSON.
+    for protocol in (0, 1, 2, 4):
+        (folder / "refs(unc).p").write_bytes(pickle.dumps(refcoco_files.references(), protocol))
+        again = build_sources(DataConfig(source=str(folder / "refs(unc).p")), BadExamples())
+        assert again["test"][3] == sources["test"][3]
+    (folder / "refs.json").write_text(json.dumps(refcoco_files.references()))
+    config = DataConfig(source=str(folder / "refs.json"), format="refcoco")
+    assert build_sources(config, BadExamples())["test"][3] == sources["test"][3]
+    (folder / "refs(google).p").write_bytes(b"")
+    with pytest.raises(DataError, match=r"name one of its files: refs\(google\).p, refs\(unc\).p"):
+        build_sources(DataConfig(source=str(folder)), BadExamples())
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/it_was_run",)
+
+
+def laughs() -> bytes:
+    """Lists of lists of lists: 10 ** 30 of them when written out."""
+    value: Any = "lol"
+    for _ in range(30):
+        value = [value] * 10
+    return pickle.dumps([{"split": "train", "sentences": [], "ref_id": value}], 2)
+
+
+def repeated() -> bytes:
+    """A file of 2 MB that would be 4 billion phrases."""
+    sentences = [{"sent": "a"}] * 100_000
+    return pickle.dumps(
+        [
+            {"ref_id": n, "ann_id": 0, "image_id": 0, "split": "train", "sentences": sentences}
+            for n in range(40_000)
+        ],
+        2,
+    )
+
+
+def itself() -> bytes:
+    value: list[Any] = []
+    value.append(value)
+    one = refcoco_files.references()[0] | {"sentences": value}
+    return pickle.dumps([one], 2)
+
+
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "code": (lambda: pickle.dumps([Malicious()], 0), "asks for posix.system"),
+    "code of Python 2": (lambda: b"(lp0\ncposix\nsystem\n(S'id'\ntRa.", "asks for posix.system"),
+    "an instance": (lambda: b"(i__main__\nA\n.", "nothing was run"),
+    "laughs": (laughs, "an id is no number"),
+    "itself": (itself, "a sentence is no text"),
+    "repeated": (repeated, "repeat themselves"),
+    "cut": (lambda: refcoco_files.python2_pickle(refcoco_files.references())[:700], "no pickle"),
+    "empty": (lambda: b"", "no pickle"),
+    "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(99), "PERSID"),
+    "a huge number": (lambda: b"(lp0\nI" + b"9" * 100_000 + b"\na.", "no pickle"),
+    "a large place": (lambda: b"(lr\xff\xff\xff\x7fI1\na.", "is no dict"),
+    "deep": (lambda: b"(l" * 200_000 + b"a" * 199_999 + b".", "reference 0 is no dict"),
+    "no list": (lambda: pickle.dumps({"a": 1}, 0), "no list of references"),
+    "numbers": (lambda: pickle.dumps([1, 2], 0), "is no dict"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_references(name: str, tmp_path: Path) -> None:
+    make, reason = HOSTILE[name]
+    folder = refcoco_files.write(tmp_path, make())
+    with pytest.raises(DataError, match=reason) as caught:
+        build_sources(DataConfig(source=str(folder)), BadExamples())
+    assert len(str(caught.value)) < 1000
+    assert not Path("/tmp/it_was_run").exists()
+
+
+def test_references_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    references = refcoco_files.references()
+    references[0]["image_id"] = 77
+    references[1]["ann_id"] = 78
+    references[2]["ref_id"] = references[3]["ref_id"]
+    folder = refcoco_files.write(tmp_path, refcoco_files.python2_pickle(references))
+    content = refcoco_files.instances()
+    content["images"][2]["file_name"] = "../../../../../../etc/passwd"
+    for annotation, box in zip(
+        content["annotations"][9:], ([1, 2, float("nan"), 4], "box", [1, 2, 0, 4]), strict=True
+    ):
+        annotation["bbox"] = box
+    (folder / "instances.json").write_text(json.dumps(content))
+    bad = BadExamples()
+    sources = build_sources(DataConfig(source=str(folder)), bad, training=False)
+    assert {name: len(split) for name, split in sources.items()} == {"validation": 1}
+    reasons = " ".join(bad.reasons.values())
+    for reason in ("not listed", "no annotation 78", "there twice", "leaves", "no annotation 30"):
+        assert reason in reasons
+
+
+class RedFns:
+    """The heat of a place is how red it is: 2 by 2 cells."""
+
+    def heat_maps(self, images: Any, tokens: Any, mask: Any) -> np.ndarray:
+        assert len(images) == 3  # batches are padded
+        red = np.asarray(images, np.float32)[..., 0]
+        size = red.shape[1] // 2
+        return red.reshape(len(red), 2, size, 2, size).mean((2, 4))
+
+
+def task_data(folder: Path, bad: BadExamples, **fields: Any) -> TaskData:
+    config = DataConfig(source=str(folder), image_size=16, **fields)
+
+    def texts(captions: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(captions), 4), np.int32), np.ones((len(captions), 4), bool)
+
+    sources = build_sources(config, bad)
+    return TaskData(sources, TowerInputs(Pixels(config), texts), 3, bad)
+
+
+def test_from_files_to_numbers(tmp_path: Path) -> None:
+    folder = refcoco_files.write(tmp_path)
+    data = task_data(folder, BadExamples())
+    outcome = build_grounding(data, GroundingOptions(split="test")).outcome(RedFns())  # type: ignore[arg-type]
+    metrics = outcome.metrics
+    # The view is the centre square, columns 10 to 30 of 40; its cells' centres are at 15 and 25.
+    # testA is red on the left, testB on the right: of each the two phrases of the left box, and
+    # the one of the right box.
+    assert metrics["phrases"] == 6
+    assert metrics["images"] == 2
+    assert metrics["pointing_game"] == pytest.approx(3 / 6)
+    assert metrics["pointing_game_centre"] == 0
+    chance = (2 * 14.5 * 12 + 14 * 12) / 3 / 800
+    assert metrics["pointing_game_chance"] == pytest.approx(chance)
+    rows = {row["part"]: row for row in outcome.tables["per_part"]}
+    assert rows["testA"]["pointing_game"] == pytest.approx(2 / 3)
+    assert rows["testB"]["pointing_game"] == pytest.approx(1 / 3)
+    assert metrics["pointing_game_low"] <= 0.5 <= metrics["pointing_game_high"]
+    assert metrics["candidate_chance"] == pytest.approx(1 / 3)
+    assert metrics["seen"] == pytest.approx((2 * 6.5 / 14.5 + 6 / 14) / 3)
+    part = build_grounding(data, GroundingOptions(split="test", part="testB"))
+    assert part.outcome(RedFns()).metrics["pointing_game"] == pytest.approx(1 / 3)  # type: ignore[arg-type]
+    one = build_grounding(data, GroundingOptions(split="test", part="testB", max_references=1))
+    assert one.outcome(RedFns()).metrics["phrases"] == 2  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="part 'testC', has a box"):
+        build_grounding(data, GroundingOptions(split="test", part="testC"))
+
+
+def test_pictures_of_another_size_and_broken_ones(tmp_path: Path) -> None:
+    folder = refcoco_files.write(tmp_path)
+    images = tmp_path / "images/mscoco/images/train2014"
+    before = build_grounding(task_data(folder, BadExamples()), GroundingOptions(split="test"))
+    expected = before.outcome(RedFns()).metrics  # type: ignore[arg-type]
+    for name in sorted(images.iterdir())[2:]:
+        picture = Image.open(name)
+        picture.resize((80, 40), Image.Resampling.NEAREST).save(name, quality=95)
+    bad = BadExamples()
+    data = task_data(folder, bad)
+    larger = build_grounding(data, GroundingOptions(split="test")).outcome(RedFns())  # type: ignore[arg-type]
+    for key in ("pointing_game", "pointing_game_chance", "seen", "candidate_accuracy"):
+        assert larger.metrics[key] == pytest.approx(expected[key], abs=1e-6)
+    sorted(images.iterdir())[2].write_bytes(b"nonsense")
+    Image.new("RGB", (20, 20)).save(sorted(images.iterdir())[3])
+    with pytest.raises(DataError, match="none of the pictures"):
+        build_grounding(data, GroundingOptions(split="test")).outcome(RedFns())  # type: ignore[arg-type]
+    reasons = list(bad.reasons.values())
+    assert len(reasons) == 4
+    assert any("cannot be decoded" in r for r in reasons)
+    assert any("another shape" in r for r in reasons)
+
+
+def test_detections(tmp_path: Path) -> None:
+    folder = refcoco_files.write(tmp_path)
+    path = tmp_path / "detections.json"
+    # Of testA the two true boxes, of testB none: that is a miss.
+    path.write_text(json.dumps({"2": [[2, 3, 14.5, 12, 0.9], [24, 3, 14, 12, 0.8]]}))
+    options = GroundingOptions(split="test", detections=str(path))
+    metrics = build_grounding(task_data(folder, BadExamples()), options).outcome(RedFns()).metrics  # type: ignore[arg-type]
+    assert metrics["candidate_accuracy"] == pytest.approx(2 / 6)
+    assert metrics["candidate_chance"] == pytest.approx(3 / 2 / 6)
+    for content in ("[]", '{"1": 2}', '{"1": [[1, 2, 3]]}', '{"1": [["a", 1, 2, 3]]}', "no"):
+        path.write_text(content)
+        with pytest.raises(DataError):
+            build_grounding(task_data(folder, BadExamples()), options)
+
+
+def test_what_grounding_cannot_use(tmp_path: Path) -> None:
+    data = task_data(refcoco_files.write(tmp_path), BadExamples())
+    features = TowerInputs(image=object(), text=data.inputs.text)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="not features"):
+        Grounding(replace(data, inputs=features), GroundingOptions())
+
+
+def test_a_trained_model_and_its_page(finished_run: Path, tmp_path: Path) -> None:
+    references = refcoco_files.references()
+    for reference in references:
+        reference["sentences"][0]["sent"] = "<script>alert(1)</script>"
+    folder = refcoco_files.write(tmp_path, refcoco_files.python2_pickle(references))
+    model = load(finished_run, batch_size=8)
+    sources = build_sources(DataConfig(source=str(folder)), BadExamples())
+    data = TaskData(sources, TowerInputs(model.pixels, model.tokenizer), 8, BadExamples())
+    task = build_grounding(data, GroundingOptions(split="test"))
+    metrics = task.outcome(model.fns).metrics
+    assert all(np.isfinite(value) for value in metrics.values())
+    html = page(task, model.fns, count=3, metrics=metrics)
+    assert html.count("data:image/jpeg") == 3
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "http" not in html.replace("http-equiv", "")
+    assert "pointing game" in html
+
+
+def test_pickles_of_pictures_do_not_hide_in_memory() -> None:
+    """The stream's length is the limit of what is read."""
+    from clip_lite_jax.pretrained.pickles import read_pickle
+
+    with pytest.raises((ValueError, EOFError)):
+        read_pickle(io.BytesIO(b"X\xff\xff\xff\x7fabc."), Path("x"), lambda *_: None)
