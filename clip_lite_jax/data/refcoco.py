@@ -7,6 +7,7 @@ Format: github.com/lichengunc/refer.
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,8 +151,10 @@ def _unpickled(path: Place) -> Any:
     try:
         if Path(path).stat().st_size > MAX_BYTES:
             raise DataError(f"{path} has over {MAX_BYTES:,} bytes, which no list of references has")
-        data = Path(path).read_bytes()
-        return read_pickle(io.BytesIO(data), Path(path), no_code, most_steps=MOST_STEPS)
+        data = io.BytesIO(Path(path).read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python about texts with strange escapes
+            return read_pickle(data, Path(path), no_code, most_steps=MOST_STEPS)
     except OSError as error:
         raise DataError(f"data.source={path}: {error}") from error
     except CheckpointError as error:

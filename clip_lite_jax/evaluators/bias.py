@@ -167,7 +167,9 @@ class BiasOptions:
 class Bias(TaskEvaluator):
     """Effect sizes of the tests of a file, with the embeddings as they are and without the concept.
 
-    The concept is removed from X and Y; A and B stay as they are.
+    The concept is removed from X and Y; A and B stay as they are.  d has no scale: once the concept
+    is gone, what is left is divided by its own small spread, and d may still be large.  How much is
+    left, in cosines, is the difference of the mean associations.
     """
 
     def __init__(self, data: TaskData, options: BiasOptions) -> None:
@@ -181,8 +183,8 @@ class Bias(TaskEvaluator):
             f"concept {self.sets.concept!r}: first principal component of {len(self.sets.pairs)} "
             "centred pairs of texts, towards the first of each; d: difference of mean "
             "association of X and Y with A against B over the standard deviation in both "
-            "together (N - 1); positive: X is closer to A than Y is; p: one-sided, over "
-            "partitions of X and Y; removed: the concept projected out of X and Y"
+            "together (N - 1), difference: the same undivided; positive: X is closer to A than "
+            "Y is; p: one-sided, over partitions of X and Y; removed: the concept projected out of X and Y"
         )
 
     def outcome(self, fns: EncodeFns) -> Outcome:
@@ -200,6 +202,7 @@ class Bias(TaskEvaluator):
                 if state == "after":
                     x, y = remove(x, found.direction), remove(y, found.direction)
                 result = effect(x, y, a, b, self.options.permutations, self.options.seed)
+                metrics[f"{test.name}_difference_{state}"] = result.mean_x - result.mean_y
                 metrics[f"{test.name}_d_{state}"] = result.d
                 metrics[f"{test.name}_p_{state}"] = result.p
                 rows.append(
