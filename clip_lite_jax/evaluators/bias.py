@@ -184,7 +184,8 @@ class Bias(TaskEvaluator):
             "centred pairs of texts, towards the first of each; d: difference of mean "
             "association of X and Y with A against B over the standard deviation in both "
             "together (N - 1), difference: the same undivided; positive: X is closer to A than "
-            "Y is; p: one-sided, over partitions of X and Y; removed: the concept projected out of X and Y"
+            "Y is; p: one-sided, over partitions of X and Y; removed: the concept projected out "
+            "of X and Y"
         )
 
     def outcome(self, fns: EncodeFns) -> Outcome:
