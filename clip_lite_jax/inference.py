@@ -1,6 +1,7 @@
 """A trained model in a few calls: encode images, encode texts, score pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,8 @@ class DualEncoderModel:
         return encode_images(self.fns, stacked, self.batch_size)
 
     def _view(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-        try:
+        with _named(image):
             return self.pixels.view(_open(image))
-        except BadImage as error:
-            raise BadImage(f"{image}: {error}") from error
 
     def project_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → ``[N, D]`` as the critic takes them."""
@@ -119,19 +118,24 @@ class DualEncoderModel:
         `models.heat_maps`.
 
         Raises:
+          BadImage: an image that cannot be decoded; the message names the file.
           ValueError: not as many texts as images.
         """
         if len(images) != len(texts):
             raise ValueError(
                 f"heat_map needs one text per image: {len(images)} images, {len(texts)} texts"
             )
-        pictures = [_open(image) for image in images]
-        data, views = self.config.data, [self.pixels.view(opened) for opened in pictures]
+        data, views, sizes = self.config.data, [], []
+        for image in images:
+            with _named(image):
+                opened = _open(image)
+                views.append(self.pixels.view(opened))
+                sizes.append(opened.size)
         stacked = stack_or_empty(views, self.pixels.blank)
         maps = heat_maps(self.fns, self.tokenizer, stacked, list(texts), self.batch_size)
         return [
-            on_picture(one, opened.size, view_box(opened.size, data.image_size, data.resize))
-            for one, opened in zip(maps, pictures, strict=True)
+            on_picture(one, size, view_box(size, data.image_size, data.resize))
+            for one, size in zip(maps, sizes, strict=True)
         ]
 
     def encode_features(self, images: np.ndarray) -> np.ndarray:
@@ -208,6 +212,15 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
         meta.data_fingerprint,
         step,
     )
+
+
+@contextmanager
+def _named(image: object) -> Iterator[None]:
+    """What is wrong with an image is said together with which."""
+    try:
+        yield
+    except BadImage as error:
+        raise BadImage(f"{image}: {error}") from error
 
 
 def _open(image: str | Path | Image.Image | np.ndarray) -> Opened:

@@ -20,6 +20,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import resize_and_crop, view_box
 from clip_lite_jax.data.inputs import Pixels, TowerInputs
+from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.evaluators.grounding import Grounding, GroundingOptions, build_grounding
@@ -204,12 +205,12 @@ def laughs() -> bytes:
 
 
 def repeated() -> bytes:
-    """A file of 2 MB that would be 4 billion phrases."""
-    sentences = [{"sent": "a"}] * 100_000
+    """A file of 200 kB that would be 40 million phrases."""
+    sentences = [{"sent": "a"}] * 10_000
     return pickle.dumps(
         [
             {"ref_id": n, "ann_id": 0, "image_id": 0, "split": "train", "sentences": sentences}
-            for n in range(40_000)
+            for n in range(4_000)
         ],
         2,
     )
@@ -234,14 +235,15 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(99), "PERSID"),
     "a huge number": (lambda: b"(lp0\nI" + b"9" * 100_000 + b"\na.", "no pickle"),
     "a large place": (lambda: b"(lr\xff\xff\xff\x7fI1\na.", "is no dict"),
-    "deep": (lambda: b"(l" * 200_000 + b"a" * 199_999 + b".", "reference 0 is no dict"),
+    "deep": (lambda: b"(l" * 50_000 + b"a" * 49_999 + b".", "reference 0 is no dict"),
     "no list": (lambda: pickle.dumps({"a": 1}, 0), "no list of references"),
     "numbers": (lambda: pickle.dumps([1, 2], 0), "is no dict"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_references(name: str, tmp_path: Path) -> None:
+def test_hostile_references(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clip_lite_jax.data.refcoco.MOST_TEXT", 2_000_000)
     make, reason = HOSTILE[name]
     folder = refcoco_files.write(tmp_path, make())
     with pytest.raises(DataError, match=reason) as caught:
@@ -342,6 +344,47 @@ def test_pictures_of_another_size_and_broken_ones(tmp_path: Path) -> None:
     assert any("another shape" in r for r in reasons)
 
 
+class Attributed:
+    """Examples with attributes that come from anybody."""
+
+    def __init__(self, attributes: list[dict[str, str]]) -> None:
+        self.attributes = attributes
+
+    def __len__(self) -> int:
+        return len(self.attributes)
+
+    def __getitem__(self, index: int) -> Example:
+        buffer = io.BytesIO()
+        Image.new("RGB", (30, 20), "red").save(buffer, "PNG")
+        return replace(self.metadata(index), image=buffer.getvalue())
+
+    def metadata(self, index: int) -> Example:
+        return Example(str(index), str(index), ("one", "two"), b"", self.attributes[index])
+
+
+def test_attributes_of_strangers() -> None:
+    good = {"box": "[0, 0, 30, 20]"}
+    wrong = [
+        {"box": box}
+        for box in ("", "null", "[" * 100_000, "[1, 2, 3]", "[NaN, 0, 1, 1]", "[5, 5, 1, 1]",
+                    "[1e400, 0, 1, 1]", '["a", 0, 1, 1]', "{}")
+    ]  # fmt: skip
+    wrong += [good | {"candidates": "3"}, good | {"candidates": "[[1]]"}]
+    wrong += [good | {"size": size} for size in ("[0, 5]", "[5]", '"ab"', "[NaN, 1]")]
+    config, bad = DataConfig(image_size=16), BadExamples()
+    source = Attributed([{}, good, *wrong])
+
+    def texts(captions: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(captions), 4), np.int32), np.ones((len(captions), 4), bool)
+
+    data = TaskData({"validation": source}, TowerInputs(Pixels(config), texts), 3, bad)
+    metrics = build_grounding(data, GroundingOptions()).outcome(RedFns()).metrics  # type: ignore[arg-type]
+    assert len(bad.reasons) == len(wrong)
+    assert metrics["phrases"] == 2
+    assert metrics["pointing_game"] == metrics["pointing_game_chance"] == 1
+    assert "candidate_accuracy" not in metrics  # there are none
+
+
 def test_detections(tmp_path: Path) -> None:
     folder = refcoco_files.write(tmp_path)
     path = tmp_path / "detections.json"
@@ -351,7 +394,14 @@ def test_detections(tmp_path: Path) -> None:
     metrics = build_grounding(task_data(folder, BadExamples()), options).outcome(RedFns()).metrics  # type: ignore[arg-type]
     assert metrics["candidate_accuracy"] == pytest.approx(2 / 6)
     assert metrics["candidate_chance"] == pytest.approx(3 / 2 / 6)
-    for content in ("[]", '{"1": 2}', '{"1": [[1, 2, 3]]}', '{"1": [["a", 1, 2, 3]]}', "no"):
+    for content in (
+        "[]",
+        '{"1": 2}',
+        '{"1": [[1, 2, 3]]}',
+        '{"1": [["a", 1, 2, 3]]}',
+        '{"1": [[9, 9, -3, -3]]}',
+        "no",
+    ):
         path.write_text(content)
         with pytest.raises(DataError):
             build_grounding(task_data(folder, BadExamples()), options)

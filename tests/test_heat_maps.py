@@ -264,6 +264,12 @@ def test_marks_leave_parameters_and_programs_as_they_were(
     assert program == program_without
 
 
+def test_efficientnet_marks_its_last_cells() -> None:
+    model, params, state = built("efficientnet_lite0", {}, size=64)
+    maps = jax.eval_shape(partial(heat_maps, model), params, state, *batch(3, 64))
+    assert (maps.shape, maps.dtype) == ((3, 2, 2), jnp.float32)
+
+
 def test_frozen_towers_have_maps() -> None:
     model, params, state = built("convnet", {"widths": [4, 6], "depths": [1, 1]})
     inputs = batch(2)

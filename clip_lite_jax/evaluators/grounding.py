@@ -245,7 +245,9 @@ def read_detections(path: Path) -> dict[str, tuple[Box, ...]]:
     found = {}
     for id, boxes in content.items():
         try:
-            corners = [_numbers(box, at_least=4)[:4] for box in boxes]
+            corners = [_numbers(box, at_least=4) for box in boxes]
+            if any(min(width, height) <= 0 for *_, width, height in corners):
+                raise ValueError("a box without width or height")
         except ValueError as error:
             raise DataError(f"{path}, image {id[:40]}: {error}") from error
         found[id] = tuple((x, y, x + width, y + height) for x, y, width, height in corners)
@@ -269,7 +271,7 @@ def _phrase(index: int, example: Example, detections: dict[str, tuple[Box, ...]]
 
 
 def _box(value: Any) -> Box:
-    left, upper, right, lower = _numbers(value, 4)[:4]
+    left, upper, right, lower = _numbers(value, 4)
     if not (right > left and lower > upper):
         raise ValueError("a box is left, upper, right and lower edge, the last two larger")
     return left, upper, right, lower
