@@ -15,10 +15,11 @@ import refcoco_files
 from PIL import Image
 from scipy import ndimage
 
+from benchmarks.grounding import composites
 from clip_lite_jax.apps.grounding_page import page
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
-from clip_lite_jax.data.image_ops import resize_and_crop, view_box
+from clip_lite_jax.data.image_ops import decode, resize_and_crop, view_box
 from clip_lite_jax.data.inputs import Pixels, TowerInputs
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import build_sources
@@ -431,6 +432,22 @@ def test_a_trained_model_and_its_page(finished_run: Path, tmp_path: Path) -> Non
     assert "&lt;script&gt;alert(1)" in html
     assert "http" not in html.replace("http-equiv", "")
     assert "pointing game" in html
+
+
+def test_composites_show_what_their_references_say() -> None:
+    emoji = build_sources(DataConfig(), BadExamples())["test"]
+    for count in (2, 4):
+        composed = composites(emoji, count, pictures=2)
+        assert len(composed) == 2 * count
+        for first in range(0, len(composed), count):
+            several = composed.examples[first : first + count]
+            assert len({example.image for example in several}) == 1
+            assert len({example.captions for example in several}) == count
+            picture = np.asarray(decode(several[0].image))
+            for example in several:
+                left, upper, right, lower = json.loads(example.attributes["box"])
+                part = picture[upper:lower, left:right]
+                assert part.min() < 128  # something is drawn in every box
 
 
 def test_pickles_of_pictures_do_not_hide_in_memory() -> None:
