@@ -141,11 +141,11 @@ def main() -> None:
         inputs = TowerInputs(model.pixels, model.tokenizer)
         data = TaskData({"test": source}, inputs, model.batch_size, BadExamples())
         task = Grounding(data, GroundingOptions(split="test"))
-        results[name] = task.outcome(model.fns).metrics | alone(model, source)
+        outcome = task.outcome(model.fns)
+        results[name] = outcome.metrics | alone(model, source)
         print(json.dumps({name: results[name]}, indent=1))
         if arguments.page and count == 2:
-            title = "Two emoji side by side"
-            html = page(task, model.fns, 24, title, results[name])
+            html = page(task, model.fns, outcome, "Two emoji side by side")
             arguments.page.write_text(html)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")

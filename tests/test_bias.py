@@ -210,6 +210,8 @@ def test_from_a_file_to_effects(tmp_path: Path) -> None:
     again = build_bias(task_data(), BiasOptions(sets=str(path))).outcome(PlantedFns())  # type: ignore[arg-type]
     assert again.metrics["work_home_d_before"] == pytest.approx(-d, rel=1e-5)
     assert again.tables["tests"][0]["says"] == before["says"]
+    other = build_bias(task_data(), BiasOptions(sets=str(path))).protocol
+    assert other != task.protocol  # of a file of the same name
     assert "positive: X is closer to A" in task.protocol
 
 

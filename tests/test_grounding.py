@@ -379,7 +379,7 @@ def test_attributes_of_strangers() -> None:
         return np.zeros((len(captions), 4), np.int32), np.ones((len(captions), 4), bool)
 
     data = TaskData({"validation": source}, TowerInputs(Pixels(config), texts), 3, bad)
-    metrics = build_grounding(data, GroundingOptions()).outcome(RedFns()).metrics  # type: ignore[arg-type]
+    metrics = build_grounding(data, GroundingOptions(split="validation")).outcome(RedFns()).metrics  # type: ignore[arg-type]
     assert len(bad.reasons) == len(wrong)
     assert metrics["phrases"] == 2
     assert metrics["pointing_game"] == metrics["pointing_game_chance"] == 1
@@ -424,9 +424,9 @@ def test_a_trained_model_and_its_page(finished_run: Path, tmp_path: Path) -> Non
     sources = build_sources(DataConfig(source=str(folder)), BadExamples())
     data = TaskData(sources, TowerInputs(model.pixels, model.tokenizer), 8, BadExamples())
     task = build_grounding(data, GroundingOptions(split="test"))
-    metrics = task.outcome(model.fns).metrics
-    assert all(np.isfinite(value) for value in metrics.values())
-    html = page(task, model.fns, count=3, metrics=metrics)
+    outcome = task.outcome(model.fns)
+    assert all(np.isfinite(value) for value in outcome.metrics.values())
+    html = page(task, model.fns, outcome, count=3)
     assert html.count("data:image/jpeg") == 3
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)" in html

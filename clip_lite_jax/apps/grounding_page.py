@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from clip_lite_jax.apps.report_pages import environment
 from clip_lite_jax.data.image_ops import Box, view_box
 from clip_lite_jax.evaluators.grounding import Found, Grounding
+from clip_lite_jax.evaluators.tasks import Outcome
 from clip_lite_jax.train_step import EncodeFns
 
 SIDE = 480
@@ -40,17 +40,17 @@ class Item:
 def page(
     grounding: Grounding,
     fns: EncodeFns,
-    count: int = 24,
+    outcome: Outcome,
     title: str = "Grounding",
-    metrics: Mapping[str, float] | None = None,
+    count: int = 24,
 ) -> str:
-    """HTML that loads nothing, with `count` phrases and what was measured on all."""
+    """HTML that loads nothing, with what was measured, and `count` phrases."""
     config = grounding.pixels.config
     items = []
     for found in grounding.examples(fns, count):
         view = view_box(found.picture.size, config.image_size, config.resize)
         items.append(_item(found, view))
-    metrics = metrics or {}
+    metrics = outcome.metrics
     rows = [
         (name, value, metrics[f"{name}_low"], metrics[f"{name}_high"])
         for name, value in metrics.items()

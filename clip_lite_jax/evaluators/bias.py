@@ -5,8 +5,10 @@ woman") differ by.  Two sets of things, X and Y, are compared by how much closer
 than to a set B.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -179,7 +181,8 @@ class Bias(TaskEvaluator):
         self.sets: BiasSets = default_sets() if path is None else read_sets(path)
         self.folder = None if path is None else path.parent
         self.protocol = (
-            f"{len(self.sets.tests)} tests of {path.name if path else 'the built-in sets'}; "
+            f"{len(self.sets.tests)} tests of {path.name if path else 'the built-in sets'} "
+            f"({digest(self.sets)}); "
             f"concept {self.sets.concept!r}: first principal component of {len(self.sets.pairs)} "
             "centred pairs of texts, towards the first of each; d: difference of mean "
             "association of X and Y with A against B over the standard deviation in both "
@@ -247,6 +250,12 @@ class Bias(TaskEvaluator):
     def _texts(self, fns: EncodeFns, texts: Sequence[str]) -> np.ndarray:
         embedded = encode_captions(fns, self.data.inputs.text, texts, self.data.batch_size)
         return _of_length_one(embedded)
+
+
+def digest(sets: BiasSets) -> str:
+    """Twelve characters that other sets do not share; pictures count by their names."""
+    content = json.dumps(asdict(sets), sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=6).hexdigest()
 
 
 def build_bias(data: TaskData, options: BiasOptions) -> Bias:

@@ -1,5 +1,6 @@
 """Grounding: does the heat map of a phrase point at the box that the phrase refers to?"""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ RIGHT = 0.5
 class GroundingOptions:
     """What is measured, and on which references."""
 
-    split: str = "validation"
+    split: str = "test"
     part: str | None = None
     """``testA`` (people) or ``testB`` of RefCOCO's test split; None is all of it."""
     tolerance: NonNegativeFloat = 0.0
@@ -126,11 +127,13 @@ class Grounding(TaskEvaluator):
                 "reads data.format='refcoco', or examples with an attribute 'box' "
                 "(docs/evaluate.md)"
             )
-        kind = "those of " + options.detections if options.detections else "all annotated boxes"
+        kind = "detections" if options.detections else "all annotated boxes"
+        boxes = repr([(phrase.box, phrase.candidates) for phrase in self.phrases]).encode()
+        digest = hashlib.blake2b(boxes, digest_size=6).hexdigest()
         self.protocol = (
-            f"{len(self.phrases)} phrases of {len({p.image for p in self.phrases})} images, each "
-            "with the Grad-CAM map of the critic's score; pointing_game: the strongest cell's "
-            f"centre within {options.tolerance:g} px of the box; box_accuracy: IoU of at least "
+            f"{len(self.phrases)} phrases of {len({p.image for p in self.phrases})} images, boxes "
+            f"{digest}, each with the Grad-CAM map of the critic's score; pointing_game: the "
+            f"strongest cell's centre within {options.tolerance:g} px of the box; box_accuracy: IoU of at least "
             f"{RIGHT} with the box around the largest part above {options.threshold:g} of the "
             f"maximum; candidate_accuracy: IoU of at least {RIGHT} with the candidate of most "
             f"heat / area^{options.area_power:g}, candidates: {kind}; ties count against the "
