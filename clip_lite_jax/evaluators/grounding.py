@@ -133,8 +133,8 @@ class Grounding(TaskEvaluator):
         self.protocol = (
             f"{len(self.phrases)} phrases of {len({p.image for p in self.phrases})} images, boxes "
             f"{digest}, each with the Grad-CAM map of the critic's score; pointing_game: the "
-            f"strongest cell's centre within {options.tolerance:g} px of the box; box_accuracy: IoU of at least "
-            f"{RIGHT} with the box around the largest part above {options.threshold:g} of the "
+            f"strongest cell's centre within {options.tolerance:g} px of the box; box_accuracy: "
+            f"IoU of at least {RIGHT} with the box around the largest part above {options.threshold:g} of the "
             f"maximum; candidate_accuracy: IoU of at least {RIGHT} with the candidate of most "
             f"heat / area^{options.area_power:g}, candidates: {kind}; ties count against the "
             "model; intervals over images"
