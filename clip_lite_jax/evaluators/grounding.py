@@ -134,8 +134,8 @@ class Grounding(TaskEvaluator):
             f"{len(self.phrases)} phrases of {len({p.image for p in self.phrases})} images, boxes "
             f"{digest}, each with the Grad-CAM map of the critic's score; pointing_game: the "
             f"strongest cell's centre within {options.tolerance:g} px of the box; box_accuracy: "
-            f"IoU of at least {RIGHT} with the box around the largest part above {options.threshold:g} of the "
-            f"maximum; candidate_accuracy: IoU of at least {RIGHT} with the candidate of most "
+            f"IoU of at least {RIGHT} with the box around the largest part above "
+            f"{options.threshold:g} of the maximum; candidate_accuracy: IoU of at least {RIGHT} with the candidate of most "
             f"heat / area^{options.area_power:g}, candidates: {kind}; ties count against the "
             "model; intervals over images"
         )
