@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import refcoco_files
+from fsspec.implementations.memory import MemoryFileSystem
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
@@ -40,6 +41,15 @@ def test_the_published_layout(tmp_path: Path) -> None:
     (folder / "refs(google).p").write_bytes(b"")
     with pytest.raises(DataError, match=r"name one of its files: refs\(google\).p, refs\(unc\).p"):
         build_sources(DataConfig(source=str(folder)), BadExamples())
+
+
+def test_in_a_bucket(buckets: MemoryFileSystem, tmp_path: Path) -> None:
+    folder = refcoco_files.write(tmp_path / "here")
+    buckets.put(str(tmp_path / "here"), "memory://bucket/data", recursive=True)
+    there = DataConfig(source="memory://bucket/data/refcoco")
+    remote = build_sources(there, BadExamples())["test"]
+    local = build_sources(DataConfig(source=str(folder)), BadExamples())["test"]
+    assert [remote[i] for i in range(len(remote))] == [local[i] for i in range(len(local))]
 
 
 class Malicious:

@@ -135,9 +135,9 @@ class Grounding(TaskEvaluator):
             f"{digest}, each with the Grad-CAM map of the critic's score; pointing_game: the "
             f"strongest cell's centre within {options.tolerance:g} px of the box; box_accuracy: "
             f"IoU of at least {RIGHT} with the box around the largest part above "
-            f"{options.threshold:g} of the maximum; candidate_accuracy: IoU of at least {RIGHT} with the candidate of most "
-            f"heat / area^{options.area_power:g}, candidates: {kind}; ties count against the "
-            "model; intervals over images"
+            f"{options.threshold:g} of the maximum; candidate_accuracy: IoU of at least {RIGHT} "
+            f"with the candidate of most heat / area^{options.area_power:g}, candidates: {kind}; "
+            "ties count against the model; intervals over images"
         )
 
     def outcome(self, fns: EncodeFns) -> Outcome:
