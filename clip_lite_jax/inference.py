@@ -1,6 +1,7 @@
 """A trained model in a few calls: encode images, encode texts, score pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ from PIL import Image
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config
-from clip_lite_jax.data.image_ops import Opened
+from clip_lite_jax.data.image_ops import Opened, view_box
 from clip_lite_jax.data.inputs import Pixels
 from clip_lite_jax.data.tokenizer import Tokenizer
 from clip_lite_jax.errors import BadImage, CheckpointError, ConfigError
-from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, stack_or_empty
+from clip_lite_jax.evaluators.encoding import (
+    encode_captions,
+    encode_images,
+    heat_maps,
+    stack_or_empty,
+)
+from clip_lite_jax.evaluators.places import on_picture
 from clip_lite_jax.mirror import local_copy
 from clip_lite_jax.models import DualEncoder, Model, build_model
 from clip_lite_jax.optim import build_optimizer
@@ -82,10 +89,8 @@ class DualEncoderModel:
         return encode_images(self.fns, stacked, self.batch_size)
 
     def _view(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-        try:
+        with _named(image):
             return self.pixels.view(_open(image))
-        except BadImage as error:
-            raise BadImage(f"{image}: {error}") from error
 
     def project_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → ``[N, D]`` as the critic takes them."""
@@ -105,6 +110,33 @@ class DualEncoderModel:
             )
         scores = self.fns.pairs(self.project_image(images), self.project_text(texts))
         return np.asarray(scores, np.float32)
+
+    def heat_map(self, images: Images, texts: Sequence[str]) -> list[np.ndarray]:
+        """Which places of image i speak for text i: float32 ``[H, W]``, as large as the picture.
+
+        None is below 0; what the centre crop of preprocessing cuts off is 0.  See
+        `models.heat_maps`.
+
+        Raises:
+          BadImage: an image that cannot be decoded; the message names the file.
+          ValueError: not as many texts as images.
+        """
+        if len(images) != len(texts):
+            raise ValueError(
+                f"heat_map needs one text per image: {len(images)} images, {len(texts)} texts"
+            )
+        data, views, sizes = self.config.data, [], []
+        for image in images:
+            with _named(image):
+                opened = _open(image)
+                views.append(self.pixels.view(opened))
+                sizes.append(opened.size)
+        stacked = stack_or_empty(views, self.pixels.blank)
+        maps = heat_maps(self.fns, self.tokenizer, stacked, list(texts), self.batch_size)
+        return [
+            on_picture(one, size, view_box(size, data.image_size, data.resize))
+            for one, size in zip(maps, sizes, strict=True)
+        ]
 
     def encode_features(self, images: np.ndarray) -> np.ndarray:
         """Normalised images ``[N, H, W, 3]`` → the encoder's features, float32 ``[N, F]``."""
@@ -180,6 +212,15 @@ def load(path: str | Path, batch_size: int = 64) -> DualEncoderModel:
         meta.data_fingerprint,
         step,
     )
+
+
+@contextmanager
+def _named(image: object) -> Iterator[None]:
+    """What is wrong with an image is said together with which."""
+    try:
+        yield
+    except BadImage as error:
+        raise BadImage(f"{image}: {error}") from error
 
 
 def _open(image: str | Path | Image.Image | np.ndarray) -> Opened:

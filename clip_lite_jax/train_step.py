@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from clip_lite_jax.flops import flops
 from clip_lite_jax.gathering import in_pieces
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
+from clip_lite_jax.models.heat_maps import heat_maps
 from clip_lite_jax.negatives import Pairs, remember
 from clip_lite_jax.sharding import (
     any_rows,
@@ -177,6 +179,7 @@ class EncodeFns:
     matrix: Callable[[Any, Any], Array]  # [N, D], [M, D] -> [N, M]
     image_features: Callable[[Any], Array]  # [B, H, W, 3] uint8 -> [B, F], before the critic
     counts: Callable[..., tuple[Array, Array, Array]]  # `evaluators.ranking.block_counts`
+    heat_maps: Callable[[Any, Any, Any], Array]  # image and text inputs -> [B, h, w], `heat_maps`
 
 
 def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]:
@@ -185,6 +188,11 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
     image = jax.jit(model.encode_image, in_shardings=(None, None, rows), out_shardings=whole)
     text = jax.jit(model.encode_text, in_shardings=(None, None, rows, rows), out_shardings=whole)
     features = jax.jit(model.image_features, in_shardings=(None, None, rows), out_shardings=whole)
+    heat = jax.jit(
+        partial(heat_maps, model),
+        in_shardings=(None, None, rows, rows, rows),
+        out_shardings=whole,
+    )
     pairs = jax.jit(lambda params, i, t: model.critic(params).pairs(i, t))
     matrix = jax.jit(lambda params, i, t: model.critic(params).matrix(i, t))
 
@@ -217,6 +225,7 @@ def make_encode_fns(model: Model, mesh: Mesh) -> Callable[[Any, Any], EncodeFns]
             matrix=lambda i, t: matrix(params, i, t),
             image_features=any_rows(mesh, lambda x: features(params, model_state, x)),
             counts=lambda *arrays: counted(params, *arrays),
+            heat_maps=any_rows(mesh, lambda *inputs: heat(params, model_state, *inputs)),
         )
 
     return bind

@@ -12,6 +12,7 @@ import hostile
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import refcoco_files
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
@@ -167,6 +168,18 @@ def write_idx(folder: Path) -> None:
             ("labels-idx1", np.arange(4, dtype=np.uint8)),
         ):
             (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
+
+
+@cache
+def refcoco() -> dict[str, bytes]:
+    """The two files of references, whose images are `NAMES`."""
+    content = refcoco_files.instances()
+    for image, name in zip(content["images"], NAMES, strict=True):
+        image["file_name"] = name
+    return {
+        "refs(unc).p": refcoco_files.python2_pickle(refcoco_files.references()),
+        "instances.json": json.dumps(content).encode(),
+    }
 
 
 def inaturalist() -> bytes:

@@ -109,6 +109,14 @@ def test_coco(folder: Path, change: Change) -> None:
 
 
 @bounded
+@given(change=changes(), which=st.sampled_from(("refs(unc).p", "instances.json")))
+def test_refcoco(folder: Path, change: Change, which: str) -> None:
+    for name, data in good_files.refcoco().items():
+        (folder / name).write_bytes(change(data) if name == which else data)
+    read(folder / "refs(unc).p", image_folder=str(folder))
+
+
+@bounded
 @given(change=changes())
 def test_tar(folder: Path, change: Change) -> None:
     path = folder / "shard.tar"

@@ -175,6 +175,20 @@ def resize_and_crop(image: Image.Image, size: int, shorter: int | None = None) -
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC), np.uint8)
 
 
+def view_box(size: tuple[int, int], side: int, shorter: int | None = None) -> "Box":
+    """What `resize_and_crop` shows of a picture of `size` (width, height), in its pixels."""
+    width, height = size
+    if shorter is None or shorter == side:
+        square = min(size)
+        left, upper = (width - square) / 2, (height - square) / 2
+        return left, upper, left + square, upper + square
+    scale = shorter / min(size)
+    wide, high = (max(side, round(length * scale)) for length in size)
+    left, upper = (wide - side) // 2, (high - side) // 2
+    across, down = width / wide, height / high
+    return left * across, upper * down, (left + side) * across, (upper + side) * down
+
+
 def augment(
     opened: Opened, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:

@@ -22,6 +22,7 @@ from clip_lite_jax.data import (
     labelled,
     parquet,
     record_files,
+    refcoco,
     shapes,
     shards,
     tables,
@@ -274,6 +275,7 @@ FORMATS: dict[str, Callable[[DataConfig], Found]] = {
     "inaturalist": labelled.read_inaturalist,
     "parquet": parquet.read_parquet,
     "records": record_files.read_records,
+    "refcoco": refcoco.read_refcoco,
     "table": tables.read_table,
     "tfds": record_files.read_tfds,
     "voc": labelled.read_voc,
@@ -284,6 +286,7 @@ FORMATS: dict[str, Callable[[DataConfig], Found]] = {
 ENDINGS = dict.fromkeys(tables.READERS, "table") | {
     ".arrayrecord": "records",
     ".json": "annotations",
+    ".p": "refcoco",
     ".parquet": "parquet",
     ".token": "flickr30k",
     ".tar": "webdataset",
@@ -321,6 +324,7 @@ TELLING = {
     "train-images-idx3-ubyte*": "idx",
     labelled.SYNSETS: "imagenet",
     "JPEGImages": "voc",
+    "refs(*).p": "refcoco",
 }
 """What a folder of a format holds that others do not."""
 

@@ -128,6 +128,17 @@ def encode_captions(
     return _in_batches(fns.text, inputs(captions), batch_size)
 
 
+def heat_maps(
+    fns: EncodeFns,
+    inputs: TextInput,
+    images: np.ndarray,
+    captions: Sequence[str],
+    batch_size: int,
+) -> np.ndarray:
+    """Images ``[N, H, W, 3]`` uint8 with a caption each → `models.heat_maps`, ``[N, h, w]``."""
+    return _in_batches(fns.heat_maps, (images, *inputs(captions)), batch_size)
+
+
 def _in_batches(
     encode: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
 ) -> np.ndarray:

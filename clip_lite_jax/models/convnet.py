@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.models.layers import mark_places
 
 
 class ResidualBlock(nn.Module):
@@ -70,5 +71,5 @@ class ConvNet(nn.Module):
             x = nn.Conv(width, (size, size), (size, size), padding="VALID", **types)(x)
             for _ in range(depth):
                 x = ResidualBlock(**types)(x)
-        x = nn.LayerNorm(**types)(jnp.mean(x, axis=(1, 2)))
+        x = nn.LayerNorm(**types)(jnp.mean(mark_places(self, x), axis=(1, 2)))
         return nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from clip_lite_jax.models.convolution import Conv
+from clip_lite_jax.models.layers import mark_places
 from clip_lite_jax.models.normalization import BatchNorm, Statistics
 
 # Of each stage: blocks, kernel, stride of the first block, expansion, channels.
@@ -99,4 +100,4 @@ class EfficientNetLite(nn.Module):
                 number += 1
         x = conv(HEAD, (1, 1), name="conv_head")(x)
         x = nn.relu6(norm(name="bn1")(x, train, valid))
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(mark_places(self, x), axis=(1, 2))

@@ -130,6 +130,7 @@ def apply_blocks(
     scan: bool = False,
     remat: Remat = "none",
     bias: Array | None = None,
+    before_last: Callable[[Array], Array] | None = None,
 ) -> Array:
     """``[B, L, D] -> [B, L, D]`` through `layers` blocks, submodules of the module that calls this.
 
@@ -139,6 +140,7 @@ def apply_blocks(
     Args:
       block: makes one, given its name: ``partial(Block, heads=12, dtype=...)``.
       bias: of attention, the same for all; handed to blocks that take one.
+      before_last: of what enters the last block; with `scan` there is no such place.
     """
 
     def run(block: nn.Module, x: Array) -> Array:
@@ -152,6 +154,8 @@ def apply_blocks(
         run = nn.remat(run, prevent_cse=not scan, policy=policy if remat == "dots" else None)
     if not scan:
         for number in range(layers):
+            if before_last is not None and number == layers - 1:
+                x = before_last(x)
             x = run(block(name=f"blocks_{number}"), x)
         return x
     if layers == 0:
@@ -173,6 +177,31 @@ def _gathering(run: Callable[..., Array]) -> Callable[..., Array]:
         return run(block, x) if block.is_initializing() else mapped(block, x)
 
     return either
+
+
+def mark_places(module: nn.Module, x: Array) -> Array:
+    """Marks the last ``[B, h, w, C]`` of an encoder that knows of places, for `heat_maps`.
+
+    It is `x`, and nothing is computed or kept, unless the collection ``intermediates`` is asked
+    for, or ``perturbations`` holds something to add.  (`Module.perturb` would add a collection to
+    every model, and raises in the text encoder of one that has it.)
+    """
+    module.sow("intermediates", PLACES, x)
+    if not module.has_variable("perturbations", PLACES):
+        return x
+    added: Array = module.get_variable("perturbations", PLACES)
+    return x + added
+
+
+def places_wanted(module: nn.Module) -> bool:
+    """Whether anybody asks for what `mark_places` marks."""
+    return module.is_mutable_collection("intermediates") or module.has_variable(
+        "perturbations", PLACES
+    )
+
+
+PLACES = "places"
+"""The name of what `mark_places` marks."""
 
 
 def masked_mean(x: Array, mask: Array) -> Array:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.models.convolution import Conv, max_pool
-from clip_lite_jax.models.layers import attention
+from clip_lite_jax.models.layers import attention, mark_places
 from clip_lite_jax.models.normalization import BatchNorm, Statistics
 
 
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name="bn1")(x, train, valid))
         x = max_pool(x)
         x = _stages(self, BLOCKS[self.block], x, train, valid)
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(mark_places(self, x), axis=(1, 2))
 
 
 class ClipResNet(nn.Module):
@@ -163,6 +163,7 @@ class ClipResNet(nn.Module):
             x = conv(width, (3, 3), (stride, stride), pad, name=f"conv{number}")(x)
             x = nn.relu(norm(name=f"bn{number}")(x, train, valid))
         x = _stages(self, ClipBottleneck, _average(x, 2), train, valid)
+        x = mark_places(self, x)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return AttentionPool(self.heads, self.head_width, name="attnpool", **types)(x)
 

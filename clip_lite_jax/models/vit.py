@@ -18,6 +18,8 @@ from clip_lite_jax.models.layers import (
     Remat,
     apply_blocks,
     attention,
+    mark_places,
+    places_wanted,
 )
 
 _INIT = nn.initializers.normal(0.02)
@@ -80,7 +82,17 @@ class ViT(nn.Module):
             **types,
         }
         block = partial(Block, self.heads, self.mlp_width, dropout=self.dropout, **common)
-        x = apply_blocks(block, self.layers, x, None, train, self.scan, self.remat)
+        grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
+        x = apply_blocks(
+            block,
+            self.layers,
+            x,
+            None,
+            train,
+            self.scan,
+            self.remat,
+            before_last=partial(self._marked, grid=grid),
+        )
         # Before the norm, which is of each token: those that nothing reads need none.
         x = x[:, 0] if self.pooling == "class" else x[:, int(self.class_token) :]
         x = norm(name="norm")(x)
@@ -91,6 +103,18 @@ class ViT(nn.Module):
         if self.head_width is not None:
             x = nn.Dense(self.head_width, use_bias=False, name="proj", **types)(x)
         return x
+
+    def _marked(self, x: Array, grid: tuple[int, int]) -> Array:
+        """``[B, L, D]`` as it is, its patches marked as a map ``[B, h, w, D]``.
+
+        They enter the last block: what the class token gathers there still depends on places.
+        """
+        if not places_wanted(self):
+            return x
+        batch, _, width = x.shape
+        before = int(self.class_token)
+        marked = mark_places(self, x[:, before:].reshape(batch, *grid, width))
+        return jnp.concatenate([x[:, :before], marked.reshape(batch, -1, width)], axis=1)
 
     def _embed(self, images: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` → ``[B, L, width]`` with positions; of the patches left in training."""

@@ -18,6 +18,7 @@ PLAIN = {
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"),
     *("BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("STRING", "UNICODE", "LONG", "FLOAT"),  # protocol 0, the default of Python 2
 }
 """Instructions that push the value they hold, `pickletools`' names."""
 
@@ -68,6 +69,7 @@ def read_pickle(
     file: Path,
     find: Globals,
     persistent: Callable[[Any], Any] | None = None,
+    most_steps: int | None = None,
 ) -> Any:
     """The first pickled value of a stream.
 
@@ -76,17 +78,19 @@ def read_pickle(
       file: for messages.
       find: what stands for globals.
       persistent: what stands for a persistent id (torch's storages).
+      most_steps: instructions that it may have, `MOST_STEPS` by default.
 
     Raises:
       CheckpointError: it asks for anything but plain data and what `find` knows.
       ArithmeticError, LookupError, TypeError, ValueError: it is damaged.
     """
     machine = _Machine(stream, file, find, persistent)
+    most = most_steps or MOST_STEPS
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name == "STOP":
             break
-        if count > MOST_STEPS:
-            raise CheckpointError(f"{file} needs more than {MOST_STEPS} pickle instructions")
+        if count > most:
+            raise CheckpointError(f"{file} needs more than {most} pickle instructions")
         machine.step(opcode.name, argument)
     return machine.pop()
 
@@ -140,15 +144,16 @@ class _Machine:
             count = TUPLES[name]
             items = [self.pop() for _ in range(count)][::-1]
             self.stack.append(tuple(items))
-        elif name in ("BINPUT", "LONG_BINPUT"):
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             self.memo[argument] = self.stack[-1]
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
             self.stack.append(self.memo[argument])
         elif name not in STEPS:
             raise CheckpointError(
-                f"{self.file}: pickle instruction {name} is none that weights need; nothing was run"
+                f"{self.file}: pickle instruction {name} is none that plain data need; "
+                "nothing was run"
             )
         else:
             STEPS[name](self, argument)
@@ -170,6 +175,9 @@ class _Machine:
         if not isinstance(self.stack[-1], kind):
             raise ValueError(f"a {kind.__name__} was expected")
         return self.stack[-1]
+
+    def new_dict(self, items: list[Any]) -> None:
+        self.stack.append(make_dict(zip(items[::2], items[1::2], strict=True)))
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top(dict)
@@ -248,6 +256,8 @@ STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "FRAME": lambda m, _: None,
     "MARK": lambda m, _: m.stack.append(MARK),
     "TUPLE": lambda m, _: m.stack.append(tuple(m.to_mark())),
+    "LIST": lambda m, _: m.stack.append(m.to_mark()),
+    "DICT": lambda m, _: m.new_dict(m.to_mark()),
     "EMPTY_LIST": lambda m, _: m.stack.append([]),
     "APPEND": lambda m, _: m.append([m.pop()]),
     "APPENDS": lambda m, _: m.append(m.to_mark()),

@@ -37,6 +37,7 @@ TARGETS = {
     "coco": 160_000,
     "inaturalist": 100_000,
     "flickr": 45_000,
+    "refcoco": 20_000,
     "tar": 12_000,
     "parquet": 60_000,
     "records": 30_000,
@@ -81,6 +82,9 @@ def targets(folder: Path, good: Any) -> dict[str, Target]:
     for path in (pictures, idx, voc):
         path.mkdir()
     good.write_images(pictures)
+    references = folder / "references"
+    references.mkdir()
+    (references / "instances.json").write_bytes(good.refcoco()["instances.json"])
     good.write_idx(idx)
     good.write_voc(voc)
 
@@ -115,6 +119,9 @@ def targets(folder: Path, good: Any) -> dict[str, Target]:
             change_json,
         ),
         "flickr": Target(file(pictures / "results.token"), (good.flickr(),)),
+        "refcoco": Target(
+            file(references / "refs(unc).p", **near), (good.refcoco()["refs(unc).p"],)
+        ),
         "tar": Target(file(pictures / "shard.tar"), (good.shard(), good.gnu_shard()), change_tar),
         "parquet": Target(
             file(pictures / "pairs.parquet"), (good.parquet(), good.parquet_of_paths())
