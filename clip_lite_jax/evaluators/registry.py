@@ -5,12 +5,16 @@ from typing import Any
 
 from clip_lite_jax.config import from_dict
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.evaluators.bias import BiasOptions, build_bias
+from clip_lite_jax.evaluators.grounding import GroundingOptions, build_grounding
 from clip_lite_jax.evaluators.information import InformationOptions, InformationTask
 from clip_lite_jax.evaluators.retrieval_task import RetrievalOptions, RetrievalTask
 from clip_lite_jax.evaluators.tasks import Task, TaskData, TaskEvaluator
 
 TASKS: dict[str, Task] = {
     "retrieval": Task(RetrievalOptions, RetrievalTask, "captions and images find each other"),
+    "grounding": Task(GroundingOptions, build_grounding, "heat maps point at what a phrase means"),
+    "bias": Task(BiasOptions, build_bias, "associations before and after a concept is removed"),
     "information": Task(InformationOptions, InformationTask, "bounds on mutual information"),
 }
 
