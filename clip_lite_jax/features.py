@@ -175,7 +175,7 @@ def build_inputs(
         inputs = replace(inputs, image=CachedImages(store, width))
     if "text" in model.cached:
         captions = needed_captions(sources)
-        encode = _text_encoder(texts, compiled(model.text_features, 2))
+        encode = text_encoder(texts, compiled(model.text_features, 2))
         settings = [hashlib.sha256(texts.model).digest(), texts.max_tokens, config.model.dtype]
         folder = root / _name("text", variables, settings, captions)
         inputs = replace(inputs, text=CachedTexts(compute(folder, captions, encode, "captions")))
@@ -276,10 +276,10 @@ def _image_encoder(
     return encode
 
 
-def _text_encoder(
+def text_encoder(
     tokenizer: TextInput, features: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Callable[[Sequence[str]], Iterator[np.ndarray]]:
-    """Captions → features ``[1, F]``."""
+    """Captions → what `features` makes of their tokens and mask, ``[1, F]`` each."""
 
     def encode(captions: Sequence[str]) -> Iterator[np.ndarray]:
         tokens, mask = tokenizer(captions)

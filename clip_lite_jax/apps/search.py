@@ -1,14 +1,20 @@
-"""Text → image search over a folder of pictures."""
+"""Searching: texts, pictures and sums of them, in an index, a folder or a file of texts."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from clip_lite_jax.data import image_ops
-from clip_lite_jax.data.folders import PICTURES
-from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.apps.encoding import encode_texts
+from clip_lite_jax.apps.identity import check_same, identity_of
+from clip_lite_jax.apps.index import Hit, Index
+from clip_lite_jax.apps.index_build import Built, Options, Progress, build_index
+from clip_lite_jax.apps.queries import ModelEncoder, Part, Query, query
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.folders import read_captions
+from clip_lite_jax.errors import DataError
+from clip_lite_jax.files import cache_folder
 from clip_lite_jax.inference import DualEncoderModel
 
 
@@ -20,53 +26,105 @@ class Hits:
     unreadable: list[tuple[Path, str]]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is looked for."""
+
+    parts: Sequence[Part]
+    without: Sequence[str] = ()
+    """Texts whose direction is taken out of the query."""
+    count: int = 5
+    kind: str = "images"
+    """Or ``texts``."""
+
+
+class IndexEncoder:
+    """A `queries.Encoder` that takes pictures of the index from there, and loads a model when it
+    needs one."""
+
+    def __init__(self, index: Index, load: Callable[[], DualEncoderModel]) -> None:
+        self._index, self._load = index, load
+
+    @cached_property
+    def model(self) -> DualEncoderModel:
+        """Raises `ConfigError` where it is another than the one that made the index."""
+        return self._load()
+
+    @property
+    def critic(self) -> str:
+        return self._index.model.critic
+
+    def text(self, text: str) -> Query:
+        return ModelEncoder(self.model).text(text)
+
+    def image(self, image: Path) -> Query:
+        row = self._index.row_of_file(image)
+        if row is not None:
+            return Query(self._index.embedding(row), "image")
+        return ModelEncoder(self.model).image(image)
+
+
+def find(index: Index, request: Request, load: Callable[[], DualEncoderModel]) -> list[Hit]:
+    """The hits of a request; `load` gives the model of the index.
+
+    Raises:
+      ConfigError, DataError: as `queries.query` and `Index.search`.
+    """
+    encoder = IndexEncoder(index, load)
+    looked_for = query(encoder, request.parts, request.without)
+    matrix = None if index.model.affine else encoder.model.fns.matrix
+    return index.search(looked_for, request.count, request.kind, matrix)
+
+
 def search(model: DualEncoderModel, folder: Path, query: str, count: int) -> Hits:
     """The `count` pictures under `folder` that the critic scores highest with the query.
 
     Raises:
       DataError: no readable picture.
     """
-    paths, embeddings, unreadable = embed_folder(model, folder)
-    if not paths:
-        raise DataError(f"no readable picture in {folder} ({len(unreadable)} unreadable)")
-    scores = np.asarray(model.fns.matrix(embeddings, model.project_text([query])))[:, 0]
-    best = np.argsort(-scores, kind="stable")[:count]
-    return Hits([(paths[i], float(scores[i])) for i in best], unreadable)
+    index, built = folder_index(model, folder)
+    hits = find(index, Request([Part(query)], count=count), lambda: model)
+    unreadable = [(folder / id, reason) for id, reason in built.skipped]
+    return Hits([(folder / hit.id, hit.value) for hit in hits], unreadable)
 
 
-def embed_folder(
-    model: DualEncoderModel, folder: Path
-) -> tuple[list[Path], np.ndarray, list[tuple[Path, str]]]:
-    """Readable pictures, their projections ``[N, D]``, and unreadable ones with reasons."""
-    paths, parts, unreadable = [], [], []
-    for batch in _batches(sorted(find_pictures(folder)), model.batch_size):
-        pictures = []
-        for path in batch:
-            try:
-                pictures.append(image_ops.decode(path.read_bytes()))
-                paths.append(path)
-            except (BadImage, OSError) as error:
-                unreadable.append((path, str(error)))
-        if pictures:
-            parts.append(model.project_image(pictures))
-    return paths, np.concatenate(parts) if parts else np.zeros((0, 0), np.float32), unreadable
-
-
-def find_pictures(folder: Path) -> Iterator[Path]:
-    """Picture files under `folder`, recursively; links are not followed out of it.
+def folder_index(
+    model: DualEncoderModel, folder: Path, path: str = "", progress: Progress | None = None
+) -> tuple[Index, Built]:
+    """The index of a folder of pictures, which is kept in the user's cache: only what is new since
+    the last call is encoded.
 
     Raises:
-      DataError: no such folder.
+      DataError: no such folder, or no readable picture in it.
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder")
-    root = folder.resolve()
-    for path in folder.rglob("*"):
-        inside = path.resolve().is_relative_to(root)
-        if path.suffix.lower() in PICTURES and inside and path.is_file():
-            yield path
+    identity = identity_of(model, path)
+    known = f"{folder.resolve()}\x00{identity.weights}"
+    kept = cache_folder() / "indexes" / hashlib.sha256(known.encode()).hexdigest()[:32]
+    data = DataConfig(source=str(folder.resolve()), format="pictures")
+    built = build_index(model, data, kept, Options(), path, progress)
+    index = Index.open(kept)
+    index.prepare()
+    return index, built
 
 
-def _batches(items: list[Path], size: int) -> Iterator[list[Path]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def text_index(model: DualEncoderModel, file: Path, path: str = "") -> Index:
+    """An index in memory, of the lines of a text file.
+
+    Raises:
+      DataError: it cannot be read, or has none.
+    """
+    try:
+        lines = list(dict.fromkeys(read_captions(file)))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--texts {file}: {error}") from error
+    if not lines:
+        raise DataError(f"--texts {file}: no line of text in it")
+    return Index.of_texts(identity_of(model, path), lines, encode_texts(model, lines))
+
+
+def checked(model: DualEncoderModel, index: Index, path: str) -> DualEncoderModel:
+    """The model, if it is the one that made the index; raises `ConfigError` otherwise."""
+    check_same(index.model, identity_of(model, path), index.folder)
+    return model

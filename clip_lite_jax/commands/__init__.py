@@ -3,13 +3,14 @@
 What a command needs is imported when it runs, so that ``--help`` does not wait for jax.
 """
 
-from clip_lite_jax.commands import data, evaluate, export, plan, search, status, train
+from clip_lite_jax.commands import data, embed, evaluate, export, plan, search, status, train
 
 COMMANDS = (
     train.add,
     plan.add,
     status.add,
     evaluate.add,
+    embed.add,
     search.add,
     data.add,
     export.add,

@@ -1,4 +1,4 @@
-"""Folders of pictures: each with a text file beside it, or in a subfolder for each class."""
+"""Folders of pictures: with a text file beside each, in a subfolder for each class, or alone."""
 
 import os
 from collections.abc import Iterator
@@ -75,6 +75,14 @@ def read_image_folder(config: DataConfig) -> Found:
         array(classes, TEXT),
         array(splits, TEXT) if any(splits) else None,
     )
+
+
+def read_pictures(config: DataConfig) -> Found:
+    """Pictures alone, in subfolders too: to be encoded and searched, not to train on."""
+    root = place(config.source)
+    ids = array([name_in(root, path).as_posix() for path in pictures(root)], TEXT)
+    none = array([[]] * len(ids), TEXTS)
+    return Found(str(root), images_in(root, ids), ids, [none], captionless=True)
 
 
 def pictures(root: Place) -> Iterator[Place]:

@@ -24,6 +24,8 @@ CHECKED_FILES = 200_000
 """Of so many images it is looked up at the start whether their files are there; of longer tables
 those that are missing are found when they are read."""
 
+PICTURES = "pictures"
+"""The split of a source that has no captions."""
 
 MAX_BYTES = 200_000_000
 """Larger files are refused unread: none of them is a picture to train on."""
@@ -235,6 +237,8 @@ class Found:
     """Rows that could not be read, with the reason."""
     attributes: pa.Array | None = None
     """`rows.ATTRIBUTES` ``[R]``."""
+    captionless: bool = False
+    """Pictures alone: no caption is missed."""
 
     def take(self, indices: np.ndarray) -> Found:
         """Some rows, none of them bad."""
@@ -247,6 +251,7 @@ class Found:
             None if self.groups is None else self.groups.take(some),
             None if self.splits is None else self.splits.take(some),
             attributes=None if self.attributes is None else self.attributes.take(some),
+            captionless=self.captionless,
         )
 
 
@@ -255,7 +260,8 @@ def build_pairs(
 ) -> dict[str, Pairs]:
     """The usable examples by split, rows of one image as one example with all its captions.
 
-    With `split` all of them belong to that one, whatever the source says.  Rows without a caption,
+    With `split` all of them belong to that one, whatever the source says; pictures without captions
+    are one split, too, called `PICTURES`.  Rows without a caption,
     and those without an image as far as that is known, are added to `bad`.
 
     Raises:
@@ -263,8 +269,11 @@ def build_pairs(
     """
     count = len(found.ids)
     reasons = found.images.missing() | dict(found.bad)
-    for row in np.flatnonzero(~_captioned(found.captions)).tolist():
-        reasons.setdefault(row, "empty caption")
+    if found.captionless:
+        split = split or PICTURES
+    else:
+        for row in np.flatnonzero(~_captioned(found.captions)).tolist():
+            reasons.setdefault(row, "empty caption")
     bad.expect(bad.total + count)
     bad.extend((_place(found, row), reasons[row]) for row in sorted(reasons))
     if len(reasons) == count:

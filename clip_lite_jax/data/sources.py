@@ -106,6 +106,11 @@ def build_sources(config: DataConfig, bad: BadExamples, training: bool = True) -
     splits = _mixed(config, bad) if config.mixture else _splits(config, bad)
     if not training:
         return splits
+    if bare := [split for split, source in splits.items() if _captionless(source)]:
+        raise DataError(
+            f"{', '.join(bare)}: pictures without captions (data.format='pictures') can be encoded "
+            "and searched, not trained on or evaluated with"
+        )
     if not len(splits.get("train", ())):
         named = "data.mixture" if config.mixture else f"data.source={config.source!r}"
         raise DataError(f"{named} holds nothing to train on")
@@ -117,6 +122,12 @@ def build_sources(config: DataConfig, bad: BadExamples, training: bool = True) -
             "data splits` writes training data without them; data.allow_leaks=True takes them"
         )
     return splits
+
+
+def _captionless(source: Source) -> bool:
+    if isinstance(source, Mixture):
+        return any(map(_captionless, source.parts.values()))
+    return len(source) > 0 and not source.metadata(0).captions
 
 
 def _splits(config: DataConfig, bad: BadExamples) -> dict[str, Source]:
@@ -209,18 +220,19 @@ class Mixture:
         return np.concatenate([[0], np.cumsum([len(part) for part in self.parts.values()])])
 
     def __getitem__(self, index: int) -> Example:
-        name, part, place = self._place(index)
+        name, part, place = self.located(index)
         return _named(name, part[place])
 
     def metadata(self, index: int) -> Example:
-        name, part, place = self._place(index)
+        name, part, place = self.located(index)
         return _named(name, part.metadata(place))
 
     def stamp(self, index: int) -> str:
-        _, part, place = self._place(index)
+        _, part, place = self.located(index)
         return part.stamp(place) if isinstance(part, Pairs) else ""
 
-    def _place(self, index: int) -> tuple[str, Source, int]:
+    def located(self, index: int) -> tuple[str, Source, int]:
+        """The name of the part that an example is of, that part, and its place there."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         name, part = list(self.parts.items())[number]
         return name, part, index - int(self.starts[number])
@@ -274,6 +286,7 @@ FORMATS: dict[str, Callable[[DataConfig], Found]] = {
     "imagenet": labelled.read_imagenet,
     "inaturalist": labelled.read_inaturalist,
     "parquet": parquet.read_parquet,
+    "pictures": folders.read_pictures,
     "records": record_files.read_records,
     "refcoco": refcoco.read_refcoco,
     "table": tables.read_table,

@@ -1,0 +1,157 @@
+"""Examples of a source → projections of the critic, decoded in threads while the device works."""
+
+import fcntl
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.pairs import FileImages, Pairs
+from clip_lite_jax.data.sources import SOURCES, Mixture, Source, build_sources, format_of
+from clip_lite_jax.errors import BadImage, ConfigError
+from clip_lite_jax.features import text_encoder
+from clip_lite_jax.inference import DualEncoderModel
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WHAT = {"image": ("images",), "text": ("texts",), "both": ("images", "texts")}
+"""What can be encoded, and the sets of rows that come of it."""
+DTYPES = ("float32", "float16")
+
+
+def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Raises `ConfigError`, which names the choices."""
+    if value not in choices:
+        raise ConfigError(f"{option} {value}: choose from {', '.join(choices)}")
+
+
+def open_splits(
+    data: DataConfig, what: str, names: Sequence[str], bad: BadExamples
+) -> dict[str, Source]:
+    """The splits of a source that are named, or all.
+
+    Pictures of a folder need no captions where only they are encoded.
+
+    Raises:
+      ConfigError: there is no such split.
+      DataError: as `build_sources`.
+    """
+    built_in = data.mixture or data.source in SOURCES
+    alone = what == "image" and not built_in and data.format is None
+    if alone and format_of(data) in ("folder", "image_folder"):
+        data = replace(data, format="pictures")
+    sources = build_sources(data, bad, training=False)
+    for name in names:
+        check_choice("--split", name, sources)
+    return {name: source for name, source in sorted(sources.items()) if not names or name in names}
+
+
+def stamp(source: Source, index: int) -> str:
+    """Another text when an example's picture has changed, as far as that is cheap to tell."""
+    return source.stamp(index) if isinstance(source, Pairs | Mixture) else ""
+
+
+def file_of(source: Source, index: int) -> Path | None:
+    """The file of an example's picture, where it has one of its own on this machine."""
+    if isinstance(source, Mixture):
+        _, part, place = source.located(index)
+        return file_of(part, place)
+    if isinstance(source, Pairs) and isinstance(source.images, FileImages):
+        return source.images.root.absolute() / source.images.paths[source.row(index)].as_py()
+    return None
+
+
+def folders_of(source: Source) -> set[Path]:
+    """The folders that such files lie in, or below."""
+    if isinstance(source, Mixture):
+        return set().union(*map(folders_of, source.parts.values()))
+    if isinstance(source, Pairs) and isinstance(source.images, FileImages):
+        return {source.images.root.absolute()}
+    return set()
+
+
+def encode_pictures(
+    model: DualEncoderModel, source: Source, indices: Sequence[int], threads: int
+) -> Iterator[np.ndarray | str]:
+    """Of each example the projection of its picture, float32 ``[D]``, or why there is none."""
+
+    def view(index: int) -> np.ndarray | str:
+        try:
+            return model.pixels.view(model.pixels.open(source, index))
+        except BadImage as error:
+            return str(error)
+
+    size, blank = model.batch_size, model.pixels.blank
+
+    def finished(batch: list[np.ndarray | str], result: Any) -> Iterator[np.ndarray | str]:
+        rows = np.asarray(result, np.float32)
+        yield from (x if isinstance(x, str) else row for x, row in zip(batch, rows, strict=False))
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        views = in_order(pool, view, indices, 3 * size)
+        before: tuple[list[np.ndarray | str], Any] | None = None
+        while batch := list(islice(views, size)):
+            usable = [blank if isinstance(x, str) else x for x in batch]
+            usable += [blank] * (size - len(batch))  # one shape, one program
+            result = model.fns.image(np.stack(usable))  # does not wait for the device
+            if before:
+                yield from finished(*before)
+            before = batch, result
+        if before:
+            yield from finished(*before)
+
+
+def encode_texts(model: DualEncoderModel, captions: Sequence[str]) -> np.ndarray:
+    """The projections of captions, float32 ``[N, D]``; equal ones are encoded once."""
+    places = {text: n for n, text in enumerate(dict.fromkeys(captions))}
+    encode = text_encoder(
+        model.tokenizer, lambda tokens, mask: np.asarray(model.fns.text(tokens, mask), np.float32)
+    )
+    rows = np.concatenate(list(encode(list(places))))
+    return rows[[places[text] for text in captions]]
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """``function(item)`` of all in their order, at most `ahead` of them waiting to be taken."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Makes a folder, and keeps other processes from writing to it meanwhile.
+
+    Raises:
+      ConfigError: another does, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another process writes to {folder}: wait for its end") from error
+        yield

@@ -1,0 +1,70 @@
+"""FAISS for large indexes: a graph of near neighbours, kept in the user's cache.
+
+The graph never comes with an index: FAISS does not promise to survive a file that was made to harm
+it, and indexes come from strangers.  It is made from the embeddings on the machine that searches.
+Source: HNSW, Malkov and Yashunin (arXiv 1603.09320); FAISS, Douze et al. (arXiv 2401.08281).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.files import cache_folder, replacing
+
+try:
+    import faiss
+except ImportError:  # an extra: large, and needed by large indexes alone
+    faiss = None  # type: ignore[assignment]
+
+INSTALL = "pip install 'clip_lite_jax[faiss]'"
+LINKS = 32
+"""Neighbours of a row in the graph (M); the lowest layer has twice as many."""
+BUILD, SEARCH = 80, 128
+"""Candidates that are kept while the graph is made, and while it is searched (ef)."""
+
+
+def available() -> bool:
+    return faiss is not None
+
+
+def graph_file(matrix: Path) -> Path:
+    """Where the graph of a matrix of embeddings is kept, whether it is there or not."""
+    status = matrix.stat()
+    known = f"{matrix.resolve()} {status.st_size} {status.st_mtime_ns} {LINKS} {BUILD}"
+    return cache_folder() / "faiss" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.hnsw"
+
+
+def build(rows: np.ndarray) -> Any:
+    """The graph of rows ``[N, D]`` of length 1, whose inner product is their cosine.
+
+    Raises:
+      ConfigError: FAISS is not installed.
+    """
+    if faiss is None:
+        raise ConfigError(f"FAISS is not installed: {INSTALL}")
+    graph = faiss.IndexHNSWFlat(rows.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = BUILD
+    graph.add(np.ascontiguousarray(rows, np.float32))
+    return graph
+
+
+def write(graph: Any, file: Path) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        faiss.write_index(graph, str(temporary))
+
+
+def read(file: Path) -> Any:
+    return faiss.read_index(str(file))
+
+
+def search(graph: Any, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the highest inner products with a query ``[D]``, and these; best first."""
+    tuned: Any = faiss.SearchParametersHNSW  # type: ignore[attr-defined]  # made by SWIG
+    parameters = tuned(efSearch=max(SEARCH, 2 * count))
+    values, rows = graph.search(np.asarray(query, np.float32)[None], count, params=parameters)
+    found = rows[0] >= 0  # fewer than asked for are -1
+    return rows[0][found], values[0][found]
