@@ -73,8 +73,13 @@ def init_state(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = optimizer_of(shapes[0])
 
+    def fresh(key: Array) -> tuple[Any, Any]:
+        if shapes_only:  # what is known already is not traced a second time: it takes a second
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return model.init(key)
+
     def init(key: Array, towers: Mapping[str, Any]) -> TrainState:
-        params, model_state = _with_towers(*model.init(key), towers)
+        params, model_state = _with_towers(*fresh(key), towers)
         target = None
         if negatives is not None and uses_memory(negatives):
             pairs = _example_pairs(model, params, model_state, batch)

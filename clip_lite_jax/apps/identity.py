@@ -58,8 +58,9 @@ class Identity:
 
 def identity_of(model: DualEncoderModel, path: str = "") -> Identity:
     """The identity of a model, which was loaded from `path`."""
-    blank = np.zeros((model.batch_size, *model.pixels.blank.shape), np.uint8)
-    width = int(jax.eval_shape(model.fns.image, blank).shape[-1])
+    # Of a text, which is traced sooner than a picture, and as a search traces it again.
+    blank = np.zeros((1, model.config.data.max_tokens), np.int32)
+    width = int(jax.eval_shape(model.fns.text, blank, blank.astype(bool)).shape[-1])
     name = model.config.model.critic.name
     scale = bias = None
     if name not in NOT_AFFINE:  # two points of a line
@@ -86,10 +87,10 @@ def weights_of(model: DualEncoderModel) -> str:
     return digest.hexdigest()
 
 
-def check_same(there: Identity, now: Identity, folder: object) -> None:
-    """Raises `ConfigError` where `folder` holds embeddings of another model."""
-    if there.weights != now.weights:
+def check_same(there: Identity, weights: str, path: str, folder: object) -> None:
+    """Raises `ConfigError` where `folder` holds embeddings of another model than that of `path`."""
+    if there.weights != weights:
         raise ConfigError(
-            f"{folder} was made with {there.told()}, not with {now.told()}: give that model, or "
-            "choose another folder"
+            f"{folder} was made with {there.told()}, not with {path or 'this model'} (weights "
+            f"{weights[:12]}): give that model, or choose another folder"
         )

@@ -275,7 +275,7 @@ def _read_before(folder: Path, manifest: Manifest) -> Manifest | None:
             raise ConfigError(f"{folder} is not empty ({others[0]}): choose another folder")
         return None
     before = index_files.read_manifest(folder)
-    check_same(before.model, manifest.model, folder)
+    check_same(before.model, manifest.model.weights, manifest.model.path, folder)
     for name in ("source", "what", "dtype"):
         there, now = getattr(before, name), getattr(manifest, name)
         if there != now:

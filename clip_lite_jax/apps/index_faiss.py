@@ -6,6 +6,8 @@ Source: HNSW, Malkov and Yashunin (arXiv 1603.09320); FAISS, Douze et al. (arXiv
 """
 
 import hashlib
+import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,6 @@ import numpy as np
 
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.files import cache_folder, replacing
-
-try:
-    import faiss
-except ImportError:  # an extra: large, and needed by large indexes alone
-    faiss = None  # type: ignore[assignment]
 
 INSTALL = "pip install 'clip_lite_jax[faiss]'"
 LINKS = 32
@@ -27,7 +24,17 @@ BUILD, SEARCH = 80, 128
 
 
 def available() -> bool:
-    return faiss is not None
+    return importlib.util.find_spec("faiss") is not None
+
+
+def _faiss() -> Any:
+    """An extra: large, and needed by large indexes alone."""
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells of each processor it is not for
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(f"FAISS is not installed: {INSTALL}") from error
+    return faiss
 
 
 def graph_file(matrix: Path) -> Path:
@@ -43,8 +50,7 @@ def build(rows: np.ndarray) -> Any:
     Raises:
       ConfigError: FAISS is not installed.
     """
-    if faiss is None:
-        raise ConfigError(f"FAISS is not installed: {INSTALL}")
+    faiss = _faiss()
     graph = faiss.IndexHNSWFlat(rows.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = BUILD
     graph.add(np.ascontiguousarray(rows, np.float32))
@@ -54,17 +60,16 @@ def build(rows: np.ndarray) -> Any:
 def write(graph: Any, file: Path) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replacing(file) as temporary:
-        faiss.write_index(graph, str(temporary))
+        _faiss().write_index(graph, str(temporary))
 
 
 def read(file: Path) -> Any:
-    return faiss.read_index(str(file))
+    return _faiss().read_index(str(file))
 
 
 def search(graph: Any, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of the highest inner products with a query ``[D]``, and these; best first."""
-    tuned: Any = faiss.SearchParametersHNSW  # type: ignore[attr-defined]  # made by SWIG
-    parameters = tuned(efSearch=max(SEARCH, 2 * count))
+    parameters = _faiss().SearchParametersHNSW(efSearch=max(SEARCH, 2 * count))
     values, rows = graph.search(np.asarray(query, np.float32)[None], count, params=parameters)
     found = rows[0] >= 0  # fewer than asked for are -1
     return rows[0][found], values[0][found]

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clip_lite_jax.apps.encoding import encode_texts
-from clip_lite_jax.apps.identity import check_same, identity_of
+from clip_lite_jax.apps.identity import check_same, identity_of, weights_of
 from clip_lite_jax.apps.index import Hit, Index
 from clip_lite_jax.apps.index_build import Built, Options, Progress, build_index
 from clip_lite_jax.apps.queries import ModelEncoder, Part, Query, query
@@ -126,5 +126,5 @@ def text_index(model: DualEncoderModel, file: Path, path: str = "") -> Index:
 
 def checked(model: DualEncoderModel, index: Index, path: str) -> DualEncoderModel:
     """The model, if it is the one that made the index; raises `ConfigError` otherwise."""
-    check_same(index.model, identity_of(model, path), index.folder)
+    check_same(index.model, weights_of(model), path, index.folder)
     return model
