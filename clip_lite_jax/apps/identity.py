@@ -59,7 +59,7 @@ class Identity:
 def identity_of(model: DualEncoderModel, path: str = "") -> Identity:
     """The identity of a model, which was loaded from `path`."""
     # Of a text, which is traced sooner than a picture, and as a search traces it again.
-    blank = np.zeros((1, model.config.data.max_tokens), np.int32)
+    blank = np.zeros((1, min(8, model.config.data.max_tokens)), np.int32)
     width = int(jax.eval_shape(model.fns.text, blank, blank.astype(bool)).shape[-1])
     name = model.config.model.critic.name
     scale = bias = None

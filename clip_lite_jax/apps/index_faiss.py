@@ -19,7 +19,7 @@ from clip_lite_jax.files import cache_folder, replacing
 INSTALL = "pip install 'clip_lite_jax[faiss]'"
 LINKS = 32
 """Neighbours of a row in the graph (M); the lowest layer has twice as many."""
-BUILD, SEARCH = 80, 128
+BUILD, SEARCH = 80, 512
 """Candidates that are kept while the graph is made, and while it is searched (ef)."""
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from clip_lite_jax.apps.identity import NOT_AFFINE
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
-from clip_lite_jax.evaluators.encoding import encode_captions
 from clip_lite_jax.inference import DualEncoderModel
 
+_PADDED = 8
+"""Texts are padded to a multiple of so many tokens: one program for most queries."""
 NOTHING_LEFT = 1e-3
 """Of a query of length 1: what is shorter after concepts went out of it is rounding."""
 
@@ -66,7 +67,10 @@ class ModelEncoder:
         return self.model.config.model.critic.name
 
     def text(self, text: str) -> Query:
-        rows = encode_captions(self.model.fns, self.model.tokenizer, [text], 1)
+        tokens, mask = self.model.tokenizer([text])
+        # Most queries are short: without the padding of training they are encoded sooner.
+        longest = min(-(-int(mask.sum()) // _PADDED) * _PADDED, tokens.shape[1]) or 1
+        rows = self.model.fns.text(tokens[:, :longest], mask[:, :longest])
         return Query(np.asarray(rows[0], np.float32), "text")
 
     def image(self, image: Path) -> Query:
