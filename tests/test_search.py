@@ -243,7 +243,11 @@ def test_a_graph_finds_what_comparing_all_finds(
     assert ids(found) == ids(expected)
     np.testing.assert_allclose([h.value for h in found], [h.value for h in expected], rtol=1e-5)
     assert sorted(indexed.iterdir()) == there  # it is in the cache, not in the index
-    assert len(list((tmp_path / "cache" / "faiss").iterdir())) == 1
+    (kept,) = (tmp_path / "cache" / "faiss").iterdir()
+    before = kept.with_name(f"{kept.name.partition('-')[0]}-{'0' * 32}.hnsw")
+    kept.rename(before)  # of an index that has changed since
+    assert Index.open(indexed, "faiss").search(asked, 10) == found
+    assert list((tmp_path / "cache" / "faiss").iterdir()) == [kept]
     monkeypatch.setattr(index_faiss, "available", lambda: False)
     assert "clip_lite_jax[faiss]" in Index.open(indexed).slow()
     assert Index.open(indexed).search(asked) == exact.search(asked)
@@ -343,6 +347,13 @@ def test_three_commands(
         (["a", "--method", "faiss ", "--count", "1"], "--method faiss : choose from"),
     ):
         assert cli.main([*search, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    for wrong, message in (
+        (["--out=gs://bucket/index"], "--out gs:/bucket/index: write to a folder"),
+        (["--batch-size=0"], "--batch-size 0: a batch has"),
+        (["--config.steps=1"], "only fields of data count here"),
+    ):
+        assert cli.main([*make, *wrong]) == 2
         assert message in capsys.readouterr().err
     text = (index / "index.json").read_text()
     there = json.dumps(str(finished_run))

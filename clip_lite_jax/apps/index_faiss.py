@@ -40,8 +40,14 @@ def _faiss() -> Any:
 def graph_file(matrix: Path) -> Path:
     """Where the graph of a matrix of embeddings is kept, whether it is there or not."""
     status = matrix.stat()
-    known = f"{matrix.resolve()} {status.st_size} {status.st_mtime_ns} {LINKS} {BUILD}"
-    return cache_folder() / "faiss" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.hnsw"
+    known = f"{matrix.name} {status.st_size} {status.st_mtime_ns} {LINKS} {BUILD}"
+    kind = matrix.name.partition("-")[0]
+    names = (_short(f"{matrix.parent.resolve()} {kind}"), _short(known))
+    return cache_folder() / "faiss" / f"{'-'.join(names)}.hnsw"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def build(rows: np.ndarray) -> Any:
@@ -61,6 +67,10 @@ def write(graph: Any, file: Path) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replacing(file) as temporary:
         _faiss().write_index(graph, str(temporary))
+    of_index = file.name.partition("-")[0]
+    for other in file.parent.glob(f"{of_index}-*.hnsw"):  # of the rows that it had before
+        if other != file:
+            other.unlink(missing_ok=True)
 
 
 def read(file: Path) -> Any:

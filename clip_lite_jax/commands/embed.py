@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from clip_lite_jax.commands.arguments import Subparsers, data_config, local
+from clip_lite_jax.errors import ConfigError
 
 ANY_FIELD = "any field of data: --config.data.caption_columns='[\"title\"]'"
 NAMED = 20
@@ -52,10 +54,19 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check(known: argparse.Namespace) -> None:
+    """Raises `ConfigError` where what is given cannot be."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(known.out)):  # a path has one slash of a URL's two
+        raise ConfigError(f"--out {known.out}: write to a folder of this machine")
+    if known.batch_size < 1:
+        raise ConfigError(f"--batch-size {known.batch_size}: a batch has at least one picture")
+
+
 def _embed(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from clip_lite_jax.apps.embed import Embedding, describe, embed
     from clip_lite_jax.inference import load
 
+    _check(known)
     embedding = Embedding(
         data_config(known.source, rest),
         known.out,
@@ -80,6 +91,7 @@ def _index(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from clip_lite_jax.apps.index_build import Options, build_index
     from clip_lite_jax.inference import load
 
+    _check(known)
     options = Options(known.what, known.split, known.dtype, known.threads)
     data, model = data_config(known.images, rest), load(local(known.model), known.batch_size)
     with bar() as progress:
