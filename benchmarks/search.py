@@ -151,7 +151,8 @@ def write_index(folder: Path, model: DualEncoderModel, rows: np.ndarray) -> None
     index_files.write_table(names, index_files.pa.table(dict.fromkeys(COLUMNS["images"], column)))
     sets = {"images": Set(len(rows), generation)}
     index_files.write_manifest(
-        folder, Manifest(FORMAT, identity_of(model), "benchmark", "image", None, "float32", sets)
+        folder,
+        Manifest(FORMAT, identity_of(model), "benchmark", "image", None, "float32", sets=sets),
     )
 
 

@@ -11,8 +11,8 @@ from conftest import COLOURS, SHAPES, draw, tiny_config
 
 import clip_lite_jax
 from clip_lite_jax import cli
+from clip_lite_jax.apps import encoding, index_build, index_faiss
 from clip_lite_jax.apps import index as index_module
-from clip_lite_jax.apps import index_build, index_faiss
 from clip_lite_jax.apps.identity import identity_of
 from clip_lite_jax.apps.index import Hit, Index, best
 from clip_lite_jax.apps.index_build import Built, Options, build_index
@@ -167,6 +167,29 @@ def test_only_what_is_new_is_encoded(model: DualEncoderModel, tmp_path: Path) ->
     assert len(list(folder.glob("images-*"))) == 2  # the one before is gone
     build_index(model, data, tmp_path / "fresh")
     assert snapshot(folder) == snapshot(tmp_path / "fresh")
+
+
+def test_large_photographs_can_be_decoded_smaller(
+    model: DualEncoderModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for shape in SHAPES[:3]:
+        draw(shape, "red", size=640).save(tmp_path / "pictures" / f"{shape}.jpg", quality=95)
+    data, sizes = DataConfig(source=str(tmp_path / "pictures")), set()
+    resize = encoding.resize_and_crop
+    monkeypatch.setattr(
+        encoding,
+        "resize_and_crop",
+        lambda image, *more: sizes.add(image.size) or resize(image, *more),
+    )
+    build_index(model, data, tmp_path / "fast", Options(fast=True))
+    assert sizes == {(80, 80)}  # an eighth, the smallest that a decoder of JPEG makes
+    build_index(model, data, tmp_path / "whole")
+    fast, whole = Index.open(tmp_path / "fast"), Index.open(tmp_path / "whole")
+    for row in range(3):
+        assert fast.embedding(row) @ whole.embedding(row) > 0.99
+    with pytest.raises(ConfigError, match="fast: True there, False now"):
+        build_index(model, data, tmp_path / "fast")
 
 
 def test_a_build_cut_short_goes_on_where_it_was(

@@ -56,6 +56,8 @@ class Embedding:
     """Examples of a shard: what a kill costs at most."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """That decode pictures."""
+    fast: bool = False
+    """See `encoding.encode_pictures`."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def _settings(
         "dtype": embedding.dtype,
     }
     chosen |= {"unit": embedding.unit, "per_shard": embedding.per_shard}
+    chosen["fast"] = embedding.fast
     data: dict[str, Any] = {"source": embedding.data.source, "fingerprint": fingerprint(sources)}
     data |= {"files": stamps.hexdigest(), "splits": sorted(sources)}
     return chosen | {"model": identity.to_json(), "data": data}
@@ -219,7 +222,7 @@ def _write(model: DualEncoderModel, embedding: Embedding, job: Job, source: Sour
         ids = [example.id for example in examples for _ in example.captions]
         rows = encode_texts(model, captions)
     else:
-        found = encode_pictures(model, source, job.indices, embedding.threads)
+        found = encode_pictures(model, source, job.indices, embedding.threads, embedding.fast)
         kept = []
         for example, row in zip(examples, found, strict=True):
             if isinstance(row, str):

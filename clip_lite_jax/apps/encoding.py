@@ -14,6 +14,7 @@ import numpy as np
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
+from clip_lite_jax.data.image_ops import resize_and_crop
 from clip_lite_jax.data.pairs import FileImages, Pairs
 from clip_lite_jax.data.sources import SOURCES, Mixture, Source, build_sources, format_of
 from clip_lite_jax.errors import BadImage, ConfigError
@@ -80,13 +81,25 @@ def folders_of(source: Source) -> set[Path]:
 
 
 def encode_pictures(
-    model: DualEncoderModel, source: Source, indices: Sequence[int], threads: int
+    model: DualEncoderModel,
+    source: Source,
+    indices: Sequence[int],
+    threads: int,
+    fast: bool = False,
 ) -> Iterator[np.ndarray | str]:
-    """Of each example the projection of its picture, float32 ``[D]``, or why there is none."""
+    """Of each example the projection of its picture, float32 ``[D]``, or why there is none.
+
+    With `fast` a large JPEG is decoded no larger than twice what the model sees, or little more.
+    """
+    data = model.config.data
 
     def view(index: int) -> np.ndarray | str:
         try:
-            return model.pixels.view(model.pixels.open(source, index))
+            opened = model.pixels.open(source, index)
+            if not fast:
+                return model.pixels.view(opened)
+            shrink = min(opened.size) / (2 * (data.resize or data.image_size))
+            return resize_and_crop(opened.decoded(shrink), data.image_size, data.resize)
         except BadImage as error:
             return str(error)
 

@@ -67,6 +67,8 @@ class Options:
     """Of the rows as they are kept; float16 takes half the space, and memory as float32."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """That decode pictures."""
+    fast: bool = False
+    """See `encoding.encode_pictures`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,13 @@ def build_index(
         sources = open_splits(data, options.what, options.splits, bad)
         root = _root(sources)
         manifest = Manifest(
-            FORMAT, identity_of(model, path), _name(data), options.what, root, options.dtype
+            FORMAT,
+            identity_of(model, path),
+            _name(data),
+            options.what,
+            root,
+            options.dtype,
+            options.fast,
         )
         before = _read_before(folder, manifest)
         known_bad = {(x["id"], x["stamp"]): x["reason"] for x in _skipped(folder)}
@@ -138,7 +146,7 @@ def build_index(
         }
         total, done = sum(map(len, missing.values())), 0
         for kind, some in missing.items():
-            for found in _encode(model, kind, some, options.threads):
+            for found in _encode(model, kind, some, options):
                 new_bad = rows[kind].add(found)
                 known_bad |= new_bad
                 done += len(found)
@@ -276,7 +284,7 @@ def _read_before(folder: Path, manifest: Manifest) -> Manifest | None:
         return None
     before = index_files.read_manifest(folder)
     check_same(before.model, manifest.model.weights, manifest.model.path, folder)
-    for name in ("source", "what", "dtype"):
+    for name in ("source", "what", "dtype", "fast"):
         there, now = getattr(before, name), getattr(manifest, name)
         if there != now:
             raise ConfigError(
@@ -314,7 +322,7 @@ def _wanted(kind: str, sources: dict[str, Source], root: str | None, named: bool
 
 
 def _encode(
-    model: DualEncoderModel, kind: str, rows: Sequence[_Row], threads: int
+    model: DualEncoderModel, kind: str, rows: Sequence[_Row], options: Options
 ) -> Iterator[list[tuple[_Row, np.ndarray | str]]]:
     """Rows with their projections, or why there are none, as many as a part has."""
     if kind == "texts":
@@ -324,7 +332,9 @@ def _encode(
         return
     for source in {id(row.source): row.source for row in rows}.values():
         own = [row for row in rows if row.source is source]
-        found = encode_pictures(model, source, [row.index for row in own], threads)
+        found = encode_pictures(
+            model, source, [row.index for row in own], options.threads, options.fast
+        )
         pairs = zip(own, found, strict=True)
         while part := list(islice(pairs, PART)):
             yield part

@@ -58,6 +58,8 @@ class Manifest:
     root: str | None = None
     """The folder that paths of pictures are relative to."""
     dtype: str = "float32"
+    fast: bool = False
+    """How pictures were decoded; see `encoding.encode_pictures`."""
     sets: dict[str, Set] = field(default_factory=dict)
     """``images`` and ``texts``, those that are there."""
     skipped: NonNegativeInt = 0

@@ -50,6 +50,11 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="of the rows: float32 or float16")
     parser.add_argument("--batch-size", type=int, default=64, help="on the device (64)")
     parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="decode large JPEG files at a smaller scale: sooner, and almost the same rows",
+    )
+    parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="that decode pictures (cores)"
     )
 
@@ -77,6 +82,7 @@ def _embed(known: argparse.Namespace, rest: Sequence[str]) -> None:
         dtype=known.dtype,
         per_shard=known.per_shard,
         threads=known.threads,
+        fast=known.fast,
     )
     with bar() as progress:
         manifest = embed(
@@ -92,7 +98,7 @@ def _index(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from clip_lite_jax.inference import load
 
     _check(known)
-    options = Options(known.what, known.split, known.dtype, known.threads)
+    options = Options(known.what, known.split, known.dtype, known.threads, known.fast)
     data, model = data_config(known.images, rest), load(local(known.model), known.batch_size)
     with bar() as progress:
         built = build_index(model, data, known.out, options, known.model, progress)
