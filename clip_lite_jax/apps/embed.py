@@ -7,7 +7,7 @@ with the shards that have no note.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from clip_lite_jax.apps.embed_files import FORMATS, Shard
 from clip_lite_jax.apps.encoding import (
     DTYPES,
     WHAT,
+    Counter,
+    Progress,
     check_choice,
     encode_pictures,
     encode_texts,
@@ -34,8 +36,6 @@ from clip_lite_jax.files import read_json, write_atomic
 from clip_lite_jax.inference import DualEncoderModel
 
 SETTINGS_FILE, MANIFEST_FILE, SKIPPED_FILE = "embed.json", "manifest.json", "skipped.jsonl"
-Progress = Callable[[int, int], None]
-"""Is told how many rows are there of how many, so far as that is known."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,12 @@ def embed(
         for leftover in embedding.folder.glob("*.tmp"):  # of a process that was killed
             leftover.unlink()
         jobs = _jobs(embedding, sources)
-        done, total = 0, sum(len(job.indices) for job in jobs)
+        counter = Counter(progress, sum(len(job.indices) for job in jobs))
         for job in jobs:
-            if not job.note(embedding).exists():
-                _write(model, embedding, job, sources[job.split])
-            done += len(job.indices)
-            if progress:
-                progress(done, total)
+            if job.note(embedding).exists():
+                counter.add(len(job.indices))
+            else:
+                _write(model, embedding, job, sources[job.split], counter)
         return _finish(embedding, settings, jobs, bad)
 
 
@@ -211,7 +210,9 @@ def _jobs(embedding: Embedding, sources: Mapping[str, Source]) -> list[Job]:
     return jobs
 
 
-def _write(model: DualEncoderModel, embedding: Embedding, job: Job, source: Source) -> None:
+def _write(
+    model: DualEncoderModel, embedding: Embedding, job: Job, source: Source, counter: Counter
+) -> None:
     """Writes one shard and its note."""
     ids: list[str] = []
     bad: list[tuple[str, str]] = []
@@ -221,10 +222,11 @@ def _write(model: DualEncoderModel, embedding: Embedding, job: Job, source: Sour
         captions = [caption for example in examples for caption in example.captions]
         ids = [example.id for example in examples for _ in example.captions]
         rows = encode_texts(model, captions)
+        counter.add(len(job.indices))
     else:
         found = encode_pictures(model, source, job.indices, embedding.threads, embedding.fast)
         kept = []
-        for example, row in zip(examples, found, strict=True):
+        for example, row in zip(examples, counter.each(found), strict=True):
             if isinstance(row, str):
                 bad.append((example.id, row))
             else:

@@ -24,6 +24,9 @@ from clip_lite_jax.inference import DualEncoderModel
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Progress = Callable[[int, int], None]
+"""Is told how many rows are encoded of how many that have to be."""
+
 WHAT = {"image": ("images",), "text": ("texts",), "both": ("images", "texts")}
 """What can be encoded, and the sets of rows that come of it."""
 DTYPES = ("float32", "float16")
@@ -121,6 +124,24 @@ def encode_pictures(
             before = batch, result
         if before:
             yield from finished(*before)
+
+
+class Counter:
+    """Tells of every row how many there are by now."""
+
+    def __init__(self, progress: Progress | None, total: int, done: int = 0) -> None:
+        self._progress, self._total, self._done = progress, total, done
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress and count:
+            self._progress(self._done, self._total)
+
+    def each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each counted as it comes."""
+        for item in items:
+            self.add(1)
+            yield item
 
 
 def encode_texts(model: DualEncoderModel, captions: Sequence[str]) -> np.ndarray:

@@ -6,7 +6,7 @@ index: a build that was killed goes on where it was, and searches meanwhile see 
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,8 @@ from clip_lite_jax.apps import index_files
 from clip_lite_jax.apps.encoding import (
     DTYPES,
     WHAT,
+    Counter,
+    Progress,
     check_choice,
     encode_pictures,
     encode_texts,
@@ -51,8 +53,6 @@ PART = 2048
 """Rows of a part: what a kill costs at most."""
 _COPIED = 65_536
 """Rows of a matrix that pass through memory at a time."""
-Progress = Callable[[int, int], None]
-"""Is told how many rows are encoded of how many that have to be."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,10 @@ def build_index(
             ]
             for kind in wanted
         }
-        total, done = sum(map(len, missing.values())), 0
+        counter = Counter(progress, sum(map(len, missing.values())))
         for kind, some in missing.items():
-            for found in _encode(model, kind, some, options):
-                new_bad = rows[kind].add(found)
-                known_bad |= new_bad
-                done += len(found)
-                if progress:
-                    progress(done, total)
+            for found in _encode(model, kind, some, options, counter):
+                known_bad |= rows[kind].add(found)
         skipped = [(id, "", reason) for id, reason in bad.reasons.items()]
         for row in wanted.get("images", ()):
             if reason := known_bad.get((row.key, row.stamp)):
@@ -322,20 +318,26 @@ def _wanted(kind: str, sources: dict[str, Source], root: str | None, named: bool
 
 
 def _encode(
-    model: DualEncoderModel, kind: str, rows: Sequence[_Row], options: Options
+    model: DualEncoderModel,
+    kind: str,
+    rows: Sequence[_Row],
+    options: Options,
+    counter: Counter,
 ) -> Iterator[list[tuple[_Row, np.ndarray | str]]]:
     """Rows with their projections, or why there are none, as many as a part has."""
     if kind == "texts":
         for start in range(0, len(rows), PART):
             some = rows[start : start + PART]
-            yield list(zip(some, encode_texts(model, [row.caption for row in some]), strict=True))
+            texts = encode_texts(model, [row.caption for row in some])
+            counter.add(len(some))
+            yield list(zip(some, texts, strict=True))
         return
     for source in {id(row.source): row.source for row in rows}.values():
         own = [row for row in rows if row.source is source]
         found = encode_pictures(
             model, source, [row.index for row in own], options.threads, options.fast
         )
-        pairs = zip(own, found, strict=True)
+        pairs = zip(own, counter.each(found), strict=True)
         while part := list(islice(pairs, PART)):
             yield part
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from clip_lite_jax.apps.encoding import encode_texts
+from clip_lite_jax.apps.encoding import Progress, encode_texts
 from clip_lite_jax.apps.identity import check_same, identity_of, weights_of
 from clip_lite_jax.apps.index import Hit, Index
-from clip_lite_jax.apps.index_build import Built, Options, Progress, build_index
+from clip_lite_jax.apps.index_build import Built, Options, build_index
 from clip_lite_jax.apps.queries import ModelEncoder, Part, Query, query
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.folders import read_captions
