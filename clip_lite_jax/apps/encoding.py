@@ -1,14 +1,11 @@
 """Examples of a source → projections of the critic, decoded in threads while the device works."""
 
 import fcntl
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,12 +14,12 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import resize_and_crop
 from clip_lite_jax.data.pairs import FileImages, Pairs
 from clip_lite_jax.data.sources import SOURCES, Mixture, Source, build_sources, format_of
-from clip_lite_jax.errors import BadImage, ConfigError
+from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.evaluators.encoding import encode_views
 from clip_lite_jax.features import text_encoder
 from clip_lite_jax.inference import DualEncoderModel
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 Progress = Callable[[int, int], None]
 """Is told how many rows are encoded of how many that have to be."""
@@ -96,34 +93,16 @@ def encode_pictures(
     """
     data = model.config.data
 
-    def view(index: int) -> np.ndarray | str:
-        try:
-            opened = model.pixels.open(source, index)
-            if not fast:
-                return model.pixels.view(opened)
-            shrink = min(opened.size) / (2 * (data.resize or data.image_size))
-            return resize_and_crop(opened.decoded(shrink), data.image_size, data.resize)
-        except BadImage as error:
-            return str(error)
+    def view(index: int) -> np.ndarray:
+        opened = model.pixels.open(source, index)
+        if not fast:
+            return model.pixels.view(opened)
+        shrink = min(opened.size) / (2 * (data.resize or data.image_size))
+        return resize_and_crop(opened.decoded(shrink), data.image_size, data.resize)
 
-    size, blank = model.batch_size, model.pixels.blank
-
-    def finished(batch: list[np.ndarray | str], result: Any) -> Iterator[np.ndarray | str]:
-        rows = np.asarray(result, np.float32)
-        yield from (x if isinstance(x, str) else row for x, row in zip(batch, rows, strict=False))
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        views = in_order(pool, view, indices, 3 * size)
-        before: tuple[list[np.ndarray | str], Any] | None = None
-        while batch := list(islice(views, size)):
-            usable = [blank if isinstance(x, str) else x for x in batch]
-            usable += [blank] * (size - len(batch))  # one shape, one program
-            result = model.fns.image(np.stack(usable))  # does not wait for the device
-            if before:
-                yield from finished(*before)
-            before = batch, result
-        if before:
-            yield from finished(*before)
+    return encode_views(
+        model.fns.image, view, model.pixels.blank, indices, model.batch_size, threads
+    )
 
 
 class Counter:
@@ -152,23 +131,6 @@ def encode_texts(model: DualEncoderModel, captions: Sequence[str]) -> np.ndarray
     )
     rows = np.concatenate(list(encode(list(places))))
     return rows[[places[text] for text in captions]]
-
-
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """``function(item)`` of all in their order, at most `ahead` of them waiting to be taken."""
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 @contextmanager

@@ -34,35 +34,36 @@ def load_images(
     return kept, stack_or_empty(images, inputs.blank)
 
 
-def encode_pictures(
+def encode_views(
     encode: Callable[[np.ndarray], Any],
-    inputs: ImageInput,
-    source: Source,
+    view: Callable[[int], np.ndarray],
+    blank: np.ndarray,
     indices: Iterable[int],
     batch_size: int,
     threads: int = 4,
 ) -> Iterator[np.ndarray | str]:
-    """Of each example what `encode` makes of its picture ``[D]``, or why there is nothing.
+    """Of each example what `encode` makes of its view ``[D]``, or why there is none.
 
-    Pictures are decoded in threads while the device works on those before.
+    `view` decodes a picture, or raises `BadImage`; it runs in threads while the device works on the
+    batch before.  `blank` fills the last batch up.
     """
 
-    def view(index: int) -> np.ndarray | str:
+    def read(index: int) -> np.ndarray | str:
         try:
-            return inputs.view(inputs.open(source, index))
+            return view(index)
         except BadImage as error:
             return str(error)
 
     def finished(batch: list[np.ndarray | str], result: Any) -> Iterator[np.ndarray | str]:
-        rows = np.asarray(result)
+        rows = np.asarray(result, np.float32)
         yield from (x if isinstance(x, str) else row for x, row in zip(batch, rows, strict=False))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        views = in_order(pool, view, indices, 3 * batch_size)
+        views = in_order(pool, read, indices, 3 * batch_size)
         before: tuple[list[np.ndarray | str], Any] | None = None
         while batch := list(islice(views, batch_size)):
-            usable = [inputs.blank if isinstance(x, str) else x for x in batch]
-            usable += [inputs.blank] * (batch_size - len(batch))  # one shape, one program
+            usable = [blank if isinstance(x, str) else x for x in batch]
+            usable += [blank] * (batch_size - len(batch))  # one shape, one program
             result = encode(np.stack(usable))  # does not wait for the device
             if before:
                 yield from finished(*before)
@@ -99,7 +100,13 @@ def encode_usable(
     """Which examples are usable, int64 ``[N]``, and what `encode` makes of their pictures
     ``[N, D]``; the others are added to `bad`."""
     usable, rows = [], []
-    found = encode_pictures(encode, inputs, source, indices, batch_size)
+    found = encode_views(
+        encode,
+        lambda index: inputs.view(inputs.open(source, index)),
+        inputs.blank,
+        indices,
+        batch_size,
+    )
     for index, row in zip(indices, found, strict=True):
         if isinstance(row, str):
             bad.add(source.metadata(index).id, row)
@@ -107,7 +114,7 @@ def encode_usable(
             usable.append(index)
             rows.append(row)
     like = jax.eval_shape(encode, np.stack([inputs.blank] * batch_size))
-    stacked = np.stack(rows) if rows else np.zeros((0, *like.shape[1:]), like.dtype)
+    stacked = np.stack(rows) if rows else np.zeros((0, *like.shape[1:]), np.float32)
     return np.array(usable, np.int64), stacked
 
 
