@@ -230,6 +230,8 @@ def measure_method(
                 each[statistic].append(float(plain[statistic][0]))
                 boot[statistic].append(drawn[statistic])
             calibrations.append(_calibration(scores, stages, pairs, plan))
+        for later in calibrations[1:]:  # one is drawn, and the file stays small
+            del later["points"]
         resampled[label] = {statistic: np.array(boot[statistic]) for statistic in STATISTICS}
         row["galleries"][label] = {"auroc": each, "calibration": calibrations}
         print(f"{name:16} {label:16} AUROC {np.mean(each['T']):.4f}", flush=True)
