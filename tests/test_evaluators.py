@@ -8,7 +8,7 @@ import pytest
 
 from clip_lite_jax.config import RetrievalConfig
 from clip_lite_jax.data.records import Example
-from clip_lite_jax.evaluators.encoding import _in_batches
+from clip_lite_jax.evaluators.encoding import in_batches
 from clip_lite_jax.evaluators.information import (
     CHANCE_LOSS,
     calibrate,
@@ -106,7 +106,7 @@ def test_batches_are_padded_and_cut() -> None:
         return 2 * x
 
     values = np.arange(10.0)[:, None]
-    np.testing.assert_array_equal(_in_batches(double, (values,), 4), 2 * values)
+    np.testing.assert_array_equal(in_batches(double, (values,), 4), 2 * values)
     assert seen == [4, 4, 4]
 
 

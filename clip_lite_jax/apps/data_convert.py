@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clip_lite_jax.apps.data_decisions import read_decisions
 from clip_lite_jax.apps.data_jobs import as_text, from_text, open_sources, run_jobs, sources_of
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
@@ -52,6 +53,8 @@ class Conversion:
     """Decode every picture and leave out those that cannot be; else only what is not there."""
     name: str = "pairs"
     """Of the data set, for ``tfds``."""
+    decisions: str = ""
+    """A file of `clip-lite score`: the captions it drops are left out, and images without any."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ def plan(conversion: Conversion) -> tuple[list[Job], BadExamples]:
     skipped.unlink(missing_ok=True)
     bad = BadExamples(skipped)
     sources = open_sources(from_text(conversion.data), bad)
+    if conversion.decisions:
+        read_decisions(conversion.decisions).check(sources)
     _check_folder(conversion, fingerprint(sources))
     if isinstance(folder, Path):
         for leftover in folder.glob("*.tmp"):  # of a process that was killed
@@ -207,11 +212,16 @@ def _check_folder(conversion: Conversion, data: str) -> None:
     folder = place(conversion.folder)
     path = folder / SETTINGS_FILE
     settings = asdict(replace(conversion, data="", folder="")) | {"fingerprint": data}
+    if decisions := settings.pop("decisions"):
+        settings["decisions"] = hashlib.sha256(Path(decisions).read_bytes()).hexdigest()
     if path.is_file():
         known = read_json(path)
-        changed = [key for key in settings if known.get(key) != settings[key]]
+        keys = settings.keys() | (known.keys() & {"decisions"})
+        changed = [key for key in sorted(keys) if known.get(key) != settings.get(key)]
         if changed:
-            listed = "; ".join(f"{k}: {known.get(k)!r} there, {settings[k]!r} now" for k in changed)
+            listed = "; ".join(
+                f"{k}: {known.get(k)!r} there, {settings.get(k)!r} now" for k in changed
+            )
             listed = "the source has changed" if changed == ["fingerprint"] else listed
             raise ConfigError(
                 f"{conversion.folder} holds another conversion ({listed}): choose another folder, "
@@ -251,15 +261,19 @@ def _examples(
     job: Job, source: Source, indices: Iterable[int], bad: list[tuple[str, str]]
 ) -> Iterator[Example]:
     """The examples as they are written; what cannot be is noted in `bad`."""
+    decisions = read_decisions(job.conversion.decisions) if job.conversion.decisions else None
     for index in indices:
         try:
             example = source[index]
+            captions = example.captions
+            if decisions is not None and not (captions := decisions.kept(job.split, example)):
+                continue
             image = _image(example.image, job.conversion)
         except BadImage as error:
             bad.append((source.metadata(index).id, str(error)))
             continue
         attributes = {**example.attributes, "split": job.split}
-        yield replace(example, image=image, attributes=attributes)
+        yield replace(example, captions=captions, image=image, attributes=attributes)
 
 
 def _image(data: bytes, conversion: Conversion) -> bytes:

@@ -3,7 +3,17 @@
 What a command needs is imported when it runs, so that ``--help`` does not wait for jax.
 """
 
-from clip_lite_jax.commands import data, embed, evaluate, export, plan, search, status, train
+from clip_lite_jax.commands import (
+    data,
+    embed,
+    evaluate,
+    export,
+    plan,
+    score,
+    search,
+    status,
+    train,
+)
 
 COMMANDS = (
     train.add,
@@ -12,6 +22,7 @@ COMMANDS = (
     evaluate.add,
     embed.add,
     search.add,
+    score.add,
     data.add,
     export.add,
 )

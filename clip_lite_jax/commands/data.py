@@ -44,6 +44,9 @@ def add(commands: Subparsers) -> None:
     convert.add_argument("--name", default="pairs", help="of the data set, for tfds (pairs)")
     convert.add_argument("--no-check", action="store_true", help="do not decode the pictures")
     convert.add_argument(
+        "--decisions", type=Path, metavar="FILE", help="leave out what it drops (clip-lite score)"
+    )
+    convert.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
     )
     convert.add_argument(
@@ -88,6 +91,7 @@ def _convert(known: argparse.Namespace, rest: Sequence[str]) -> None:
         per_shard=known.per_shard,
         check=not known.no_check,
         name=known.name,
+        decisions=str(known.decisions.resolve()) if known.decisions else "",
     )
     if known.beam is None:
         manifest = convert(conversion, known.processes)

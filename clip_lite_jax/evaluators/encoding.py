@@ -125,14 +125,14 @@ def stack_or_empty(arrays: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray
 
 def encode_images(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
     """``[N, H, W, 3]`` uint8, or features ``[N, F]`` → ``[N, D]``."""
-    return _in_batches(fns.image, (images,), batch_size)
+    return in_batches(fns.image, (images,), batch_size)
 
 
 def encode_captions(
     fns: EncodeFns, inputs: TextInput, captions: Sequence[str], batch_size: int
 ) -> np.ndarray:
     """``N`` captions → ``[N, D]``."""
-    return _in_batches(fns.text, inputs(captions), batch_size)
+    return in_batches(fns.text, inputs(captions), batch_size)
 
 
 def heat_maps(
@@ -143,13 +143,16 @@ def heat_maps(
     batch_size: int,
 ) -> np.ndarray:
     """Images ``[N, H, W, 3]`` uint8 with a caption each → `models.heat_maps`, ``[N, h, w]``."""
-    return _in_batches(fns.heat_maps, (images, *inputs(captions)), batch_size)
+    return in_batches(fns.heat_maps, (images, *inputs(captions)), batch_size)
 
 
-def _in_batches(
+def in_batches(
     encode: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
 ) -> np.ndarray:
-    """Applies `encode` to batches of exactly `batch_size`, the last one padded by its last row."""
+    """Applies `encode` to batches of exactly `batch_size`, the last one padded by its last row.
+
+    ``[N, ...]`` each → ``[N, ...]``; one shape, so one compilation.
+    """
     count = len(arrays[0])
     if count == 0:
         one_batch = [np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays]
