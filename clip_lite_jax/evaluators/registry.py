@@ -6,6 +6,7 @@ from typing import Any
 from clip_lite_jax.config import from_dict
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.evaluators.bias import BiasOptions, build_bias
+from clip_lite_jax.evaluators.calibration import CalibrationOptions, CalibrationTask
 from clip_lite_jax.evaluators.grounding import GroundingOptions, build_grounding
 from clip_lite_jax.evaluators.information import InformationOptions, InformationTask
 from clip_lite_jax.evaluators.retrieval_task import RetrievalOptions, RetrievalTask
@@ -16,6 +17,9 @@ TASKS: dict[str, Task] = {
     "grounding": Task(GroundingOptions, build_grounding, "heat maps point at what a phrase means"),
     "bias": Task(BiasOptions, build_bias, "associations before and after a concept is removed"),
     "information": Task(InformationOptions, InformationTask, "bounds on mutual information"),
+    "calibration": Task(
+        CalibrationOptions, CalibrationTask, "whether σ(T) is the probability that a pair is real"
+    ),
 }
 
 
