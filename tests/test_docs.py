@@ -42,6 +42,7 @@ from playwright.sync_api import sync_playwright
 
 import clip_lite_jax
 from clip_lite_jax import config, pretrained
+from clip_lite_jax.apps.index_build import build_index
 from clip_lite_jax.config.loading import field_paths
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import build_sources
@@ -127,7 +128,7 @@ IN_TEXT = re.compile(r"make [a-z-]+$|python -m \S|pip install \S|clip-lite [a-z]
 
 @pytest.fixture(scope="module")
 def stand_ins(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that Python on the pages reads: small runs, pictures, a table."""
+    """The files that Python on the pages reads: small runs, pictures, a table, an index."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "pictures").mkdir()
     for name, shape, colour in (("cat", "circle", "red"), ("tree", "triangle", "green")):
@@ -135,8 +136,10 @@ def stand_ins(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         draw(shape, colour).save(folder / "pictures" / f"{name}.png")
     (folder / "pairs.csv").write_text("image,caption\ncat.png,a cat\ntree.png,a tree\n")
     (folder / "runs").mkdir()
-    for run in ("quickstart", "mine", "plain"):
+    for run in ("quickstart", "mine", "plain", "warm_start"):
         (folder / "runs" / run).symlink_to(finished_run)
+    pictures = config.DataConfig(source=str(folder / "pictures"))
+    build_index(clip_lite_jax.load(finished_run), pictures, folder / "pictures.index")
     return folder
 
 
