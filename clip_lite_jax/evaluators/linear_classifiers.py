@@ -52,8 +52,8 @@ def fit_sgd(
     per_epoch = -(-len(views) // size)
     schedule = optax.cosine_decay_schedule(learning_rate, per_epoch * epochs)
     optimizer = optax.sgd(schedule, momentum)
-    weight = 0.01 * jax.random.normal(jax.random.key(seed), (views.shape[2], classes))
-    params = {"weight": weight, "bias": jnp.zeros(classes)}
+    weight = 0.01 * np.random.default_rng(seed).standard_normal((views.shape[2], classes))
+    params = {"weight": jnp.asarray(weight, jnp.float32), "bias": jnp.zeros(classes)}
     state = (params, optimizer.init(params))
     run = jax.jit(partial(_sgd_steps, optimizer), donate_argnums=0)
     steps = min(STEPS, per_epoch)
