@@ -3,7 +3,8 @@
 Runs in an environment with torch, scikit-learn and clip-benchmark (``pip install --no-deps
 clip-benchmark``), and with a clone of github.com/kdexd/virtex:
 
-    git clone https://github.com/kdexd/virtex && python -m benchmarks.classification_references virtex
+    git clone https://github.com/kdexd/virtex
+    python -m benchmarks.classification_references virtex
 
 Writes ``tests/data/classification.npz``, which ``tests/test_classification.py`` compares with ours.
 Inputs come from `cases`, so that the file holds outputs only.
@@ -11,6 +12,7 @@ Inputs come from `cases`, so that the file holds outputs only.
 
 import argparse
 import ast
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,18 +97,13 @@ def svm(virtex: Path) -> dict[str, np.ndarray]:
 
 def sgd(virtex: Path) -> dict[str, np.ndarray]:
     """torch's SGD with VirTex's schedule on `cases.probe`, from our initial weights and order."""
-    import bisect
-    import math
-    from typing import List  # the file's own spelling
-
     schedule = definitions(
         virtex / "virtex" / "optim" / "lr_scheduler.py",
         ("LinearWarmupCosineAnnealingLR",),
         LambdaLR=torch.optim.lr_scheduler.LambdaLR,
         Optimizer=torch.optim.Optimizer,
         math=math,
-        bisect=bisect,
-        List=List,
+        List=list,
     )["LinearWarmupCosineAnnealingLR"]
     case = cases.probe()
     x, y = torch.from_numpy(case.train), torch.from_numpy(case.codes)

@@ -66,7 +66,7 @@ def fit_sgd(
     if not np.isfinite(params["weight"]).all():
         raise DataError(
             f"the linear probe diverged at learning_rate={learning_rate}: features of root mean "
-            f"square {np.sqrt(np.mean(np.square(views))):.3g} need a smaller one"
+            f"square {np.sqrt(np.mean(np.square(views, dtype=np.float64))):.3g} need a smaller one"
         )
     return lambda some: some @ params["weight"] + params["bias"]
 
