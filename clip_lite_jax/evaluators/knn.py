@@ -18,6 +18,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     labelled,
     unit,
 )
+from clip_lite_jax.evaluators.prompts import shown
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
@@ -73,7 +74,7 @@ class KNN(TaskEvaluator):
             )
             parts.append(classification.predictions(scores, test.codes[some]))
         found = classification.Predictions.joined(parts)
-        result = classification.outcome(found, test.codes, self.classes)
+        result = classification.outcome(found, test.codes, shown(self.classes))
         result.metrics["train_images"] = float(len(train.codes))
         result.metrics["left_out"] = float(self.train.left_out + self.test.left_out)
         return result
@@ -87,20 +88,26 @@ def nearest(train: np.ndarray, test: np.ndarray, k: int) -> tuple[np.ndarray, np
     """
     count = min(k, len(train))
     keys = min(KEYS, len(train))
-    found_places, found_cosines = [], []
-    for start in range(0, len(test), QUERIES):
-        queries = jnp.asarray(_padded(test[start : start + QUERIES], QUERIES))
-        places = jnp.zeros((QUERIES, count), jnp.int32)
-        cosines = jnp.full((QUERIES, count), -jnp.inf)
-        for first in range(0, len(train), keys):
-            block = train[first : first + keys]
-            places, cosines = _merge(
-                queries, _padded(block, keys), first, len(block), places, cosines
-            )
-        real = min(QUERIES, len(test) - start)
-        found_places.append(np.asarray(places)[:real])
-        found_cosines.append(np.asarray(cosines)[:real])
-    return np.concatenate(found_places).astype(np.int64), np.concatenate(found_cosines)
+    queries = [
+        jnp.asarray(_padded(test[start : start + QUERIES], QUERIES))
+        for start in range(0, len(test), QUERIES)
+    ]
+    found = [
+        (jnp.zeros((QUERIES, count), jnp.int32), jnp.full((QUERIES, count), -jnp.inf))
+        for _ in queries
+    ]
+    # Queries stay on the device, and each block of keys, of which there are more, comes once.
+    for first in range(0, len(train), keys):
+        block = train[first : first + keys]
+        padded = jnp.asarray(_padded(block, keys))
+        found = [
+            _merge(some, padded, first, len(block), *before)
+            for some, before in zip(queries, found, strict=True)
+        ]
+    places, cosines = (
+        np.concatenate([np.asarray(a) for a in part]) for part in zip(*found, strict=True)
+    )
+    return places[: len(test)].astype(np.int64), cosines[: len(test)]
 
 
 @partial(jax.jit, donate_argnums=(4, 5))

@@ -189,7 +189,6 @@ def _encode(
         except BadImage as error:
             return error
 
-    blank = data.inputs.image.blank
     kept: list[int] = []
     parts: list[np.ndarray] = []
     with (
@@ -210,10 +209,8 @@ def _encode(
                 found = encode_features(fns, np.stack(images), data.batch_size)
                 parts.append(found.astype(np.float32))
             bar.update(len(batch))
-    if not parts:
-        none = encode_features(fns, np.zeros((0, *blank.shape), blank.dtype), data.batch_size)
-        parts = [none.astype(np.float32)]
-    return np.concatenate(parts), np.array(kept, np.int64)
+    features = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    return features, np.array(kept, np.int64)
 
 
 def _ahead(

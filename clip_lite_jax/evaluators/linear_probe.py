@@ -29,6 +29,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     random_view_features,
 )
 from clip_lite_jax.evaluators.linear_classifiers import Classifier, fit_lbfgs, fit_sgd, sweep
+from clip_lite_jax.evaluators.prompts import shown
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
@@ -118,7 +119,8 @@ class LinearProbe(TaskEvaluator):
             classify = self._sgd(fns, train)
         else:
             classify, more, tables = self._lbfgs(fns, train)
-        result = classification.outcome(_predict(classify, test), test.codes, self.classes)
+        found = _predict(classify, test)
+        result = classification.outcome(found, test.codes, shown(self.classes))
         metrics = result.metrics | more | self._few_shot(train, test)
         metrics["train_images"] = float(len(train.codes))
         metrics["left_out"] = float(self.train.left_out + self.test.left_out)

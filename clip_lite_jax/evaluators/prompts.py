@@ -62,6 +62,12 @@ def names_of(classes: Sequence[str]) -> dict[str, list[str]]:
     return {label: [known.get(label) or label.replace("_", " ").strip()] for label in classes}
 
 
+def shown(classes: Sequence[str]) -> list[str]:
+    """Classes as tables name them: a ``wnid`` together with OpenAI's name."""
+    known = published()["imagenet"]
+    return [f"{label} {known[label]}" if label in known else label for label in classes]
+
+
 def _lines(field: str, path: str) -> list[str]:
     try:
         with Path(path).open("rb") as file:

@@ -19,7 +19,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     labelled,
     unit,
 )
-from clip_lite_jax.evaluators.prompts import names_from_file, names_of, published, templates
+from clip_lite_jax.evaluators.prompts import names_from_file, names_of, shown, templates
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
@@ -93,7 +93,7 @@ class ZeroShot(TaskEvaluator):
         if is_unit(prompts):
             how = "normalised, averaged, normalised"
             prompts, counts = ensemble(prompts, counts), np.ones(len(counts), int)
-        self.protocol = self._protocol(how, [self._shown()[code] for code in alike])
+        self.protocol = self._protocol(how, [shown(self.classes)[code] for code in alike])
         found = encoded(fns, self.data, self.pictures)
         parts = []
         size = self.data.batch_size
@@ -104,16 +104,10 @@ class ZeroShot(TaskEvaluator):
                 classification.predictions(scores, found.codes[start : start + len(embedded)])
             )
         result = classification.outcome(
-            classification.Predictions.joined(parts), found.codes, self._shown()
+            classification.Predictions.joined(parts), found.codes, shown(self.classes)
         )
         result.metrics["left_out"] = float(self.pictures.left_out)
         return replace(result, metrics=result.metrics | {"prompts": float(len(self.templates))})
-
-    def _shown(self) -> list[str]:
-        """Classes as tables name them: a number of WordNet together with its name."""
-        known = published()["imagenet"]
-        named = zip(self.classes, self.names, strict=True)
-        return [f"{label} {some[0]}" if label in known else label for label, some in named]
 
 
 def is_unit(embeddings: np.ndarray) -> bool:
