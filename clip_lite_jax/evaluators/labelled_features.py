@@ -145,11 +145,11 @@ def features_of(
     They are kept for as long as `fns` is, so that several tasks on one source encode once.
     """
     known = _KNOWN.setdefault(fns, {})
-    key = (id(source), id(data.inputs), places.tobytes())
+    key = (id(source), id(data.inputs.image), places.tobytes())
     if key not in known:
         view = data.inputs.image.view
         found = _encode(fns, data, source, places, lambda opened, _: view(opened))
-        known[key] = (source, data.inputs, found)  # what is kept keeps its id
+        known[key] = (source, data.inputs.image, found)  # what is kept keeps its id
     result: tuple[np.ndarray, np.ndarray] = known[key][2]
     return result
 
