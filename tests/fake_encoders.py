@@ -57,12 +57,17 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def _none(*arrays: Any) -> Any:
+    raise NotImplementedError("no task of classification ranks by counts")
+
+
 COSINE = EncodeFns(
     image=lambda images: unit(project(images)),
     text=lambda ids, mask: unit(_text(ids, mask)),
     pairs=lambda i, t: 7 * np.sum(i * t, axis=1),
     matrix=lambda i, t: 7 * i @ t.T,  # type: ignore[arg-type]
     image_features=image_features,
+    counts=_none,
 )
 """As a critic that compares by cosine."""
 
@@ -77,6 +82,7 @@ CONCAT = EncodeFns(
     pairs=lambda i, t: np.diagonal(_concat(i, t)),  # type: ignore[arg-type,return-value]
     matrix=_concat,
     image_features=image_features,
+    counts=_none,
 )
 """As a critic that is not separable."""
 
