@@ -104,6 +104,14 @@ def test_sources_without_labels_or_splits(tmp_path: Path) -> None:
     for task in ("zero_shot", "knn", "linear_probe"):
         with pytest.raises(DataError, match="'test' has no examples; there are: train 18, val"):
             build_task(task, data, {"split": "test"})
+    everything = build_task("zero_shot", data, {"split": "all", "prompts": 1}).outcome(COSINE)
+    assert everything.metrics["images"] == 24
+    (tmp_path / "set" / "val").rename(tmp_path / "val")
+    (tmp_path / "set" / "train").rename(tmp_path / "classes")
+    by_class = task_data(source=str(tmp_path / "classes"), held_out=0.3)
+    for task in ("knn", "linear_probe"):
+        with pytest.raises(DataError, match="no class to measure on has training pictures"):
+            build_task(task, by_class, {})
     (tmp_path / "plain").mkdir()
     for split in ("train", "test"):
         draw("ring", "red").save(tmp_path / "plain" / f"{split}.png")

@@ -155,4 +155,5 @@ def test_inaturalist_end_to_end(tmp_path: Path) -> None:
         assert task.protocol.startswith("6 pictures of 'validation', trained on 24 of 'train', 3")
         assert [row["class"] for row in outcome.tables["per_class"]] == sorted(species)
     assert outcome.metrics["c"] == 0.316
+    assert "without training pictures" not in task.protocol
     assert "C=0.316" in task.protocol

@@ -17,6 +17,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     held_out_split,
     labelled,
     unit,
+    unlearnable,
 )
 from clip_lite_jax.evaluators.prompts import shown
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
@@ -57,6 +58,7 @@ class KNN(TaskEvaluator):
             f"of {len(self.train)} of {options.train!r}, {len(self.classes)} classes; cosine of "
             f"the {options.features}, weight exp(cosine / {options.temperature}); of equally near "
             "ones the first count, classes with equal votes count as wrong"
+            + unlearnable(self.train, self.test)
         )
 
     def outcome(self, fns: EncodeFns) -> Outcome:

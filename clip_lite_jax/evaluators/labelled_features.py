@@ -118,6 +118,21 @@ def labelled(
     return found
 
 
+def unlearnable(train: LabelledSet, test: LabelledSet) -> str:
+    """For a protocol: how many pictures of `test` have a class without pictures in `train`.
+
+    Raises:
+      DataError: all of them.
+    """
+    count = int(np.sum(~np.isin(test.codes, train.codes)))
+    if count == len(test):
+        raise DataError(
+            "no class to measure on has training pictures; a folder for each class is split by "
+            "classes unless they are in folders train and val (train/CLASS/x.jpg, val/CLASS/y.jpg)"
+        )
+    return f"; {count} pictures of classes without training pictures are wrong" if count else ""
+
+
 def encoded(
     fns: EncodeFns, data: TaskData, pictures: LabelledSet, kind: Features = "features"
 ) -> EncodedSet:

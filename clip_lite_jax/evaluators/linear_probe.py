@@ -27,6 +27,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     held_out_split,
     labelled,
     random_view_features,
+    unlearnable,
 )
 from clip_lite_jax.evaluators.linear_classifiers import Classifier, fit_lbfgs, fit_sgd, sweep
 from clip_lite_jax.evaluators.prompts import shown
@@ -87,7 +88,7 @@ class LinearProbe(TaskEvaluator):
         self.protocol = (
             f"{len(self.test)} pictures of {self.split!r}, trained on {len(self.train)} of "
             f"{options.train!r}, {len(self.classes)} classes; {options.features}; {self._method()}"
-            "; equal scores count as wrong"
+            f"; equal scores count as wrong{unlearnable(self.train, self.test)}"
         )
 
     def _method(self) -> str:
