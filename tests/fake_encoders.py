@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -58,16 +59,20 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _none(*arrays: Any) -> Any:
-    raise NotImplementedError("no task of classification ranks by counts")
+    raise NotImplementedError("no task of classification asks for this")
 
 
-COSINE = EncodeFns(
+def encoders(**functions: Any) -> EncodeFns:
+    """With these functions, and none of the others."""
+    return EncodeFns(**{field.name: _none for field in fields(EncodeFns)} | functions)
+
+
+COSINE = encoders(
     image=lambda images: unit(project(images)),
     text=lambda ids, mask: unit(_text(ids, mask)),
     pairs=lambda i, t: 7 * np.sum(i * t, axis=1),
-    matrix=lambda i, t: 7 * i @ t.T,  # type: ignore[arg-type]
+    matrix=lambda i, t: 7 * i @ t.T,
     image_features=image_features,
-    counts=_none,
 )
 """As a critic that compares by cosine."""
 
@@ -76,13 +81,12 @@ def _concat(images: Any, texts: Any) -> Any:
     return np.sum(np.tanh(images[:, None] + texts[None]), axis=-1)
 
 
-CONCAT = EncodeFns(
+CONCAT = encoders(
     image=project,
     text=_text,
-    pairs=lambda i, t: np.diagonal(_concat(i, t)),  # type: ignore[arg-type,return-value]
+    pairs=lambda i, t: np.diagonal(_concat(i, t)),
     matrix=_concat,
     image_features=image_features,
-    counts=_none,
 )
 """As a critic that is not separable."""
 
