@@ -36,6 +36,7 @@ TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("knn", {"features": "embedding"}),
     ("linear_probe", {"method": "sgd"}),
     ("linear_probe", {"method": "sgd", "features": "embedding"}),
+    ("linear_probe", {"method": "lbfgs", "c": 0.01}),
     ("linear_probe", {"method": "lbfgs", "shots": [1, 5, 20]}),
 )
 PIXELS = (("knn", {}), ("linear_probe", {"method": "lbfgs", "c": 0.01, "shots": [1, 5, 20]}))
