@@ -130,7 +130,7 @@ def encode_images(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.nda
 
 def encode_features(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
     """``[N, H, W, 3]`` uint8 → the encoder's features, before the critic, ``[N, F]``."""
-    return _in_batches(fns.image_features, (images,), batch_size)
+    return in_batches(fns.image_features, (images,), batch_size)
 
 
 def encode_captions(
