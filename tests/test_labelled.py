@@ -108,6 +108,27 @@ def test_imagenet(tmp_path: Path) -> None:
         read(DataConfig(source=str(root)))
 
 
+def write_imagenet(root: Path) -> tuple[str, str, str]:
+    """A goldfish and the two kinds of cranes, three pictures each; returns the wnids."""
+    wnids = ("n01443537", "n02012849", "n03126707")
+    names = ("goldfish, Carassius auratus", "crane", "crane")
+    for i, pair in enumerate(fifty_pairs()[:9]):
+        wnid = wnids[i % 3]
+        path = root / ("val" if i >= 6 else "train") / wnid / f"{wnid}_{i}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pair.image)
+    lines = [f"{wnid} {name}\n" for wnid, name in zip(wnids, names, strict=True)]
+    (root / "LOC_synset_mapping.txt").write_text("".join(lines))
+    return wnids
+
+
+def test_classes_of_one_name(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    examples = read(DataConfig(source=str(tmp_path)))["validation"]
+    assert labels(examples) == ["goldfish", "crane", "crane"]
+    assert [example.attributes["wnid"] for example in examples][1:] == ["n02012849", "n03126707"]
+
+
 def write_voc(root: Path) -> None:
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / name).mkdir(parents=True)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.pairs import Found, images_in
-from clip_lite_jax.data.rows import TEXT, TEXTS, array
+from clip_lite_jax.data.rows import ATTRIBUTES, TEXT, TEXTS, array
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.places import Place, each, place
 from clip_lite_jax.remote import RemotePath
@@ -47,7 +47,8 @@ def _captions_beside(picture: Place) -> tuple[list[str], str]:
 def read_image_folder(config: DataConfig) -> Found:
     """``CLASS/x.jpg``, or ``train/CLASS/x.jpg`` and ``val/CLASS/x.jpg``; the class is the caption.
 
-    Pictures of a class are one group, and `data.class_caption` makes its name a caption.
+    Pictures of a class are one group, and `data.class_caption` makes its name a caption; the
+    attribute ``label`` is the folder's name.
     """
     root = place(config.source)
     names: list[str] = []
@@ -74,6 +75,7 @@ def read_image_folder(config: DataConfig) -> Found:
         [array(texts, TEXT)],
         array(classes, TEXT),
         array(splits, TEXT) if any(splits) else None,
+        attributes=array([[("label", name)] for name in classes], ATTRIBUTES),
     )
 
 

@@ -129,14 +129,15 @@ def read_imagenet(config: DataConfig) -> Found:
     """ImageNet's ILSVRC 2012: folders ``train/n01440764`` and ``val/n01440764``.
 
     ``LOC_synset_mapping.txt`` (a line: ``n01440764 tench, Tinca tinca``), in the folder or the one
-    above, names the classes; the first name counts.
+    above, names the classes; the first name counts.  Two pairs of classes share theirs ("crane",
+    "maillot"): the attribute ``wnid``, n01440764, tells them apart.
     """
     root = place(config.source)
     mapping = next(
         (p for p in (root / SYNSETS, root.parent / SYNSETS) if p.is_file()), root / SYNSETS
     )
     names = dict(re.split(r"\s+", line, maxsplit=1) for line in _lines(mapping) if " " in line)
-    paths, labels, splits = [], [], []
+    paths, labels, splits, wnids = [], [], [], []
     for path in pictures(root):
         parts = name_in(root, path).parts
         if len(parts) < 2 or parts[-2] not in names:
@@ -144,7 +145,8 @@ def read_imagenet(config: DataConfig) -> Found:
         paths.append("/".join(parts))
         labels.append(names[parts[-2]].split(",")[0].strip())
         splits.append(split_in(parts[0]) if len(parts) > 2 else "")
-    return _of_files(config, root, paths, [[label] for label in labels], splits)
+        wnids.append({"wnid": parts[-2]})
+    return _of_files(config, root, paths, [[label] for label in labels], splits, wnids)
 
 
 SYNSETS = "LOC_synset_mapping.txt"

@@ -128,6 +128,11 @@ def encode_images(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.nda
     return in_batches(fns.image, (images,), batch_size)
 
 
+def encode_features(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """``[N, H, W, 3]`` uint8 → the encoder's features, before the critic, ``[N, F]``."""
+    return in_batches(fns.image_features, (images,), batch_size)
+
+
 def encode_captions(
     fns: EncodeFns, inputs: TextInput, captions: Sequence[str], batch_size: int
 ) -> np.ndarray:
