@@ -28,6 +28,7 @@ from clip_lite_jax.config import Config, load_config, parse_overrides
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import evaluate
+from clip_lite_jax.evaluators.ranking import dense_counts, ranks
 from clip_lite_jax.evaluators.retrieval import retrieval_metrics
 from clip_lite_jax.train import train
 
@@ -247,6 +248,7 @@ def fake_retrieval(owner: np.ndarray) -> Any:
     png = buffer.getvalue()
     return SimpleNamespace(
         owner=owner,
+        ranks=lambda scores: ranks(dense_counts(scores, owner), owner),
         captions=[f"caption {c}" for c in range(len(owner))],
         examples=[
             Example(f"id {i}", "", ("",), png, {"category": "odd" if i % 2 else "even"})
