@@ -85,9 +85,7 @@ def with_shared_intervals(
     return found
 
 
-def _by_cluster(
-    values: np.ndarray, clusters: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _by_cluster(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Sums ``[C, V]`` and counts ``[C]`` of values ``[N, V]``."""
     if clusters is None:
         return values, np.ones(len(values))

@@ -24,8 +24,9 @@ from clip_lite_jax.train_step import EncodeFns
 
 RECALLS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
-KEPT_QUERIES = 100_000
-"""Larger galleries keep no ranks of their single queries: their intervals are narrow anyway."""
+KEPT_QUERIES = 30_000
+"""Captions; of larger galleries the ranks of single queries are not kept, which are narrow enough
+without: ``results.json`` is to stay small."""
 
 
 class Retrieval:
@@ -116,12 +117,13 @@ class Queries:
     """By direction."""
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers as text, which takes a line of JSON; nothing where there are too many."""
+        """Numbers as text, which takes a line of JSON each; nothing where there are too many."""
         if len(self.owner) > KEPT_QUERIES:
             return {}
-        arrays = {"groups": self.groups, "owner": self.owner} | self.ranks
+        each = np.bincount(self.owner, minlength=len(self.groups))
         return {"ids": self.ids} | {
-            name: " ".join(map(str, array.tolist())) for name, array in arrays.items()
+            name: " ".join(map(str, array.tolist()))
+            for name, array in ({"groups": self.groups, "captions": each} | self.ranks).items()
         }
 
     @staticmethod
@@ -130,15 +132,18 @@ class Queries:
         try:
             arrays = {
                 name: np.array(values[name].split(), np.int64)
-                for name in ("groups", "owner", *DIRECTIONS)
+                for name in ("groups", "captions", *DIRECTIONS)
             }
             ids = str(values["ids"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
-        groups, owner = arrays.pop("groups"), arrays.pop("owner")
-        fit = len(owner) == len(arrays[DIRECTIONS[0]]) and len(groups) == len(arrays[DIRECTIONS[1]])
-        inside = len(owner) and owner.min() >= 0 and owner.max() < len(groups)
-        return Queries(ids, groups, owner, arrays) if fit and inside else None
+        groups, each = arrays.pop("groups"), arrays.pop("captions")
+        to_image, to_text = arrays.values()
+        if not len(groups) or len(groups) != len(each) or len(to_text) != len(groups):
+            return None
+        if each.min() < 1 or each.max() > len(to_image) or each.sum() != len(to_image):
+            return None
+        return Queries(ids, groups, np.repeat(np.arange(len(groups)), each), arrays)
 
 
 def select(source: Source, config: RetrievalConfig) -> list[int]:

@@ -1,0 +1,186 @@
+"""The health of a run's data, from what is known of them without their pictures.
+
+``clip-lite data check`` reads every picture as well; a report does not.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data import caption_ops
+from clip_lite_jax.data.leaks import keys_of, leaks_into_training
+from clip_lite_jax.data.records import Example
+from clip_lite_jax.data.rows import in_chunks
+from clip_lite_jax.data.sources import IndependentPairs, Source
+from clip_lite_jax.data.tokenizer import LONGEST, Tokenizer
+
+LOOKED_AT = 200_000
+"""Examples of a split that are looked at, evenly spread."""
+TOKENIZED = 20_000
+"""Captions of a split that are put into tokens, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Counts of one split, of those `looked_at`."""
+
+    name: str
+    images: int
+    looked_at: int
+    captions: int
+    most_captions: int
+    """Of one image."""
+    groups: int
+    repeated: float
+    """Share of captions that another image has as well, word for word."""
+    cut: float
+    """Share of the texts a model reads that are longer than `data.max_tokens`."""
+    unknown: float | None
+    """Share of tokens that stand for what the vocabulary does not have; None where there are none
+    such."""
+    in_training: float | None
+    """Share of captions that training has, too; None for training itself."""
+    groups_in_training: int
+
+    @property
+    def each(self) -> float:
+        """Captions of an image, on average."""
+        return self.captions / max(1, self.looked_at)
+
+
+@dataclass(frozen=True)
+class Health:
+    splits: list[Split]
+    sampled: bool
+    max_tokens: int
+    holds_all: int | None
+    """Tokens that would hold 99 % of the training captions whole, if some are cut."""
+    vocabulary: int
+    used: int
+    """Tokens of the vocabulary that occur in the training captions looked at."""
+    tokenized: int
+    leaks: list[str]
+    leaks_checked: bool
+    """Whether there is anything to tell pictures of two splits apart by."""
+    drawn: bool
+    """Whether pairs are drawn to order, so that equal captions are no sign of anything."""
+
+
+def data_health(sources: Mapping[str, Source], tokenizer: Tokenizer, data: DataConfig) -> Health:
+    """What is in each split, training first, and what is odd about it."""
+    names = sorted(sources, key=lambda name: (name != "train", name))
+    names = [name for name in names if len(sources[name])]
+    whole = Tokenizer(tokenizer.model, LONGEST, data.caption_normalization)
+    train: _Seen | None = None
+    splits, used, tokenized, holds = [], np.zeros(0, bool), 0, None
+    for name in names:
+        seen = _look(name, sources[name], whole, data)
+        splits.append(_split(name, len(sources[name]), seen, train, data.max_tokens))
+        if name == "train":
+            train, used, tokenized = seen, seen.used, len(seen.lengths)
+            if splits[-1].cut:
+                holds = int(np.quantile(seen.lengths, 0.99, method="higher"))
+    return Health(
+        splits=splits,
+        sampled=any(split.looked_at < split.images for split in splits),
+        max_tokens=data.max_tokens,
+        holds_all=holds,
+        vocabulary=tokenizer.vocab_size,
+        used=int(used.sum()),
+        tokenized=tokenized,
+        leaks=[str(leak) for leak in leaks_into_training(sources)],
+        leaks_checked=_can_tell(sources),
+        drawn=isinstance(sources["train"], IndependentPairs),
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of a split while others are compared with it."""
+
+    captions: list[str]
+    of_image: np.ndarray
+    """int ``[captions]``."""
+    per_image: list[int]
+    groups: set[str]
+    lengths: np.ndarray
+    used: np.ndarray
+    unknown: float | None
+
+
+def _look(name: str, source: Source, whole: Tokenizer, data: DataConfig) -> _Seen:
+    examples = [source.metadata(i) for i in _spread(len(source), LOOKED_AT)]
+    captions = [caption for example in examples for caption in example.captions]
+    per_image = [len(example.captions) for example in examples]
+    read = [_read(example, data) for example in examples]
+    texts = [text for some in read for text in some]
+    lengths, counts = [], np.zeros(whole.vocab_size, np.int64)
+    for chunk in in_chunks([texts[i] for i in _spread(len(texts), TOKENIZED)], 2048):
+        tokens, mask = whole(chunk)
+        lengths.append(mask.sum(axis=1))
+        counts += np.bincount(tokens[mask], minlength=len(counts))
+    unknown = None
+    if whole.unknown is not None:
+        unknown = float(counts[whole.unknown] / max(1, counts.sum()))
+    return _Seen(
+        captions,
+        np.repeat(np.arange(len(examples)), per_image),
+        per_image,
+        {example.group for example in examples},
+        np.concatenate(lengths) if lengths else np.zeros(0, int),
+        counts > 0,
+        unknown,
+    )
+
+
+def _read(example: Example, data: DataConfig) -> list[str]:
+    """The texts that the text tower reads of an example in training."""
+    return list(caption_ops.choose(example.captions, data.captions))
+
+
+def _split(name: str, images: int, seen: _Seen, train: _Seen | None, max_tokens: int) -> Split:
+    texts = Counter()  # type: Counter[str]
+    for text in {
+        (text, image) for text, image in zip(seen.captions, seen.of_image.tolist(), strict=True)
+    }:
+        texts[text[0]] += 1
+    repeated = sum(texts[text] > 1 for text in seen.captions)
+    count = max(1, len(seen.captions))
+    in_training, shared = None, 0
+    if train is not None:
+        known = set(train.captions)
+        in_training = sum(text in known for text in seen.captions) / count
+        shared = len(seen.groups & train.groups)
+    return Split(
+        name=name,
+        images=images,
+        looked_at=len(seen.per_image),
+        captions=len(seen.captions),
+        most_captions=max(seen.per_image, default=0),
+        groups=len(seen.groups),
+        repeated=repeated / count,
+        cut=float(np.mean(seen.lengths > max_tokens)) if len(seen.lengths) else 0.0,
+        unknown=seen.unknown,
+        in_training=in_training,
+        groups_in_training=shared,
+    )
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to `most` of `count` indices, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return np.linspace(0, count - 1, most).round().astype(int).tolist()
+
+
+def _can_tell(sources: Mapping[str, Source]) -> bool:
+    others = [source for name, source in sources.items() if name != "train" and len(source)]
+    if not others or not len(sources["train"]):
+        return False
+    return all(
+        len(keys := keys_of(source)) and keys.null_count < len(keys)
+        for source in (sources["train"], *others)
+    )
