@@ -142,12 +142,9 @@ def _read(example: Example, data: DataConfig) -> list[str]:
 
 
 def _split(name: str, images: int, seen: _Seen, train: _Seen | None, max_tokens: int) -> Split:
-    texts = Counter()  # type: Counter[str]
-    for text in {
-        (text, image) for text, image in zip(seen.captions, seen.of_image.tolist(), strict=True)
-    }:
-        texts[text[0]] += 1
-    repeated = sum(texts[text] > 1 for text in seen.captions)
+    pairs = set(zip(seen.captions, seen.of_image.tolist(), strict=True))
+    images_with = Counter(text for text, _ in pairs)
+    repeated = sum(images_with[text] > 1 for text in seen.captions)
     count = max(1, len(seen.captions))
     in_training, shared = None, 0
     if train is not None:

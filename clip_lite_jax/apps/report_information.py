@@ -80,13 +80,11 @@ def _caption(
     cap_shown: bool,
     known: bool,
 ) -> str:
-    words = [
-        "Read off held-out validation pairs and all their shufflings; bands are 95 % intervals."
-    ]
+    words = ["Read off held-out validation pairs and all their shufflings, with 95 % bands."]
     if biased:
         words.append(
-            "Solid lines are lower bounds on the information, for any critic. Training drew its "
-            f"negatives by {'score' if config.negatives.name == 'hard' else 'memory'}, which shifts "
+            "Solid lines are lower bounds on the information, for any critic. Training drew "
+            f"{'hard' if config.negatives.name == 'hard' else 'remembered'} negatives, which shifts "
             "and stretches T: cal. means scaled and shifted first, as fits best on one half of the "
             "pairs, and read on the other."
         )

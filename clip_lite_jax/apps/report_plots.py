@@ -32,13 +32,10 @@ class Theme:
     second: str
     third: str
     fourth: str
-    paper: str
 
 
-LIGHT = Theme(
-    "#1c1c1a", "#5d5b56", "#e3e1db", "#0072b2", "#d55e00", "#00806a", "#a3497f", "#fffefb"
-)
-DARK = Theme("#e9e7e2", "#aaa79f", "#3b3a37", "#56b4e9", "#e69f00", "#2fc4a0", "#dd94bd", "#181816")
+LIGHT = Theme("#1c1c1a", "#5d5b56", "#e3e1db", "#0072b2", "#d55e00", "#00806a", "#a3497f")
+DARK = Theme("#e9e7e2", "#aaa79f", "#3b3a37", "#56b4e9", "#e69f00", "#2fc4a0", "#dd94bd")
 
 
 @dataclass(frozen=True)
@@ -137,9 +134,8 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
     held_out = logged(lines, held) if jsd else None
     caption = f"Training loss of the {objective} objective. {smoothing}"
     if held_out is not None:
-        caption += (
-            f" Circles: held-out pairs against all their shufflings{_band_words(lines, held)}."
-        )
+        words = _band_words(lines, held)
+        caption += f" Circles: held-out pairs against all their shufflings{words}."
     calibrated = logged(lines, "information/calibrated_jsd_loss") if jsd and hard else None
     if held_out is not None and hard:
         caption += (
@@ -193,9 +189,10 @@ def _scores(lines: Lines, smoothing: str) -> Plot | None:
         f"Mean critic score over steps. Pairs: {_from_to(matched.mean)}. "
         f"Negatives: {_from_to(shuffled.mean)}."
     )
+    words = _band_words(lines, "information/score_positive")
     caption = (
         "Mean score T of the pairs (solid) and of their negatives (dashed) in training; circles "
-        f"are held-out pairs{_band_words(lines, 'information/score_positive')} and shufflings. {smoothing}"
+        f"are held-out pairs{words} and shufflings. {smoothing}"
     )
     return plot("Critic scores", caption, alt, "step", "T, nats", paint)
 
@@ -358,7 +355,7 @@ def _dots(axes: Axes, points: Points, colour: str, label: str | None = None) -> 
 
 
 def band(axes: Axes, lines: Lines, key: str, colour: str) -> None:
-    """The 95 % interval where the log has ``KEY_low`` and ``KEY_high``, held between evaluations."""
+    """The 95 % interval where the log has ``KEY_low`` and ``KEY_high``."""
     found = _between(lines, key)
     if len(found) == 1:
         step, low, high = found[0]

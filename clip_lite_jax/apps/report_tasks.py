@@ -117,8 +117,8 @@ def _metrics(values: Mapping[str, float | None]) -> list[Metric]:
 
 def _tables(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Table]:
     shown = []
-    for name, rows in tables.items():
-        rows = [row for row in rows if isinstance(row, Mapping)]
+    for name, given in tables.items():
+        rows = [row for row in given if isinstance(row, Mapping)]
         if not rows:
             continue
         columns = list(dict.fromkeys(key for row in rows for key in row))[:COLUMNS]

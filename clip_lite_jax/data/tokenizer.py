@@ -56,7 +56,7 @@ class Tokenizer:
 
     @property
     def unknown(self) -> int | None:
-        """The id of what the vocabulary does not have; None where that is left out, or cannot be."""
+        """The id of what the vocabulary does not have; None where there is none such."""
         return self._vocabulary.unknown
 
     @property
