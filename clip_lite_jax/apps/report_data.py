@@ -36,6 +36,8 @@ class Split:
     groups: int
     repeated: float
     """Share of captions that another image has as well, word for word."""
+    ambiguous: float
+    """Share of captions that an image of another group has as well."""
     cut: float
     """Share of the texts a model reads that are longer than `data.max_tokens`."""
     unknown: float | None
@@ -102,10 +104,11 @@ class _Seen:
     """What is kept of a split while others are compared with it."""
 
     captions: list[str]
-    of_image: np.ndarray
-    """int ``[captions]``."""
+    image: list[int]
+    """The image of each caption."""
     per_image: list[int]
-    groups: set[str]
+    group: list[str]
+    """Of each image."""
     lengths: np.ndarray
     used: np.ndarray
     unknown: float | None
@@ -127,9 +130,9 @@ def _look(name: str, source: Source, whole: Tokenizer, data: DataConfig) -> _See
         unknown = float(counts[whole.unknown] / max(1, counts.sum()))
     return _Seen(
         captions,
-        np.repeat(np.arange(len(examples)), per_image),
+        np.repeat(np.arange(len(examples)), per_image).tolist(),
         per_image,
-        {example.group for example in examples},
+        [example.group for example in examples],
         np.concatenate(lengths) if lengths else np.zeros(0, int),
         counts > 0,
         unknown,
@@ -142,23 +145,24 @@ def _read(example: Example, data: DataConfig) -> list[str]:
 
 
 def _split(name: str, images: int, seen: _Seen, train: _Seen | None, max_tokens: int) -> Split:
-    pairs = set(zip(seen.captions, seen.of_image.tolist(), strict=True))
-    images_with = Counter(text for text, _ in pairs)
-    repeated = sum(images_with[text] > 1 for text in seen.captions)
+    images_with = Counter(text for text, _ in set(zip(seen.captions, seen.image, strict=True)))
+    groups = [seen.group[image] for image in seen.image]
+    groups_with = Counter(text for text, _ in set(zip(seen.captions, groups, strict=True)))
     count = max(1, len(seen.captions))
     in_training, shared = None, 0
     if train is not None:
         known = set(train.captions)
         in_training = sum(text in known for text in seen.captions) / count
-        shared = len(seen.groups & train.groups)
+        shared = len(set(seen.group) & set(train.group))
     return Split(
         name=name,
         images=images,
         looked_at=len(seen.per_image),
         captions=len(seen.captions),
         most_captions=max(seen.per_image, default=0),
-        groups=len(seen.groups),
-        repeated=repeated / count,
+        groups=len(set(seen.group)),
+        repeated=sum(images_with[text] > 1 for text in seen.captions) / count,
+        ambiguous=sum(groups_with[text] > 1 for text in seen.captions) / count,
         cut=float(np.mean(seen.lengths > max_tokens)) if len(seen.lengths) else 0.0,
         unknown=seen.unknown,
         in_training=in_training,

@@ -9,7 +9,7 @@ import numpy as np
 from clip_lite_jax.apps.report_gallery import Item, Search
 from clip_lite_jax.evaluators.retrieval import Retrieval
 
-SHOWN = 8
+SHOWN = 6
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def information_curves(lines: Lines, config: Config) -> Plot | None:
     score = logged(lines, "information/score_positive")
     if not found:
         return None
+    if score is not None and score[1].max() < FLOOR:
+        score = None
     truth, pairs = (logged(lines, f"information/{key}") for key in ("true_information", "pairs"))
     cap = None if pairs is None else math.log(pairs[1][-1])
     tops = [points[1].max() for points in found.values()]
@@ -68,7 +70,7 @@ def information_curves(lines: Lines, config: Config) -> Plot | None:
     alt = f"Nats of information over steps, from first to last evaluation: {ends}."
     if truth is not None:
         alt += f" The truth is {truth[1][-1]:.2f}."
-    caption = _caption(config, biased, found, cap, cap_shown, truth is not None)
+    caption = _caption(config, biased, found, score is not None, cap, cap_shown, truth is not None)
     return plot("Information over training", caption, alt, "step", "nats", paint, legend_columns=3)
 
 
@@ -76,6 +78,7 @@ def _caption(
     config: Config,
     biased: bool,
     found: Mapping[str, Any],
+    score: bool,
     cap: float | None,
     cap_shown: bool,
     known: bool,
@@ -84,9 +87,9 @@ def _caption(
     if biased:
         words.append(
             "Solid lines are lower bounds on the information, for any critic. Training drew "
-            f"{'hard' if config.negatives.name == 'hard' else 'remembered'} negatives, which shifts "
-            "and stretches T: cal. means scaled and shifted first, as fits best on one half of the "
-            "pairs, and read on the other."
+            f"{'hard' if config.negatives.name == 'hard' else 'remembered'} negatives, which "
+            "shifts and stretches T: cal. means scaled and shifted first, as fits best on one half "
+            "of the pairs, and read on the other."
         )
     else:
         words.append("Solid lines are lower bounds on the information, for any critic.")
@@ -95,18 +98,16 @@ def _caption(
         "drawn."
     )
     optimum = OPTIMAL_CRITIC[config.objective.name]
+    which = "The dashed mean score of the pairs" if score else "The mean score, below this figure,"
     if optimum == "log r" and not biased:
         words.append(
-            "The dashed mean score of the pairs is no bound: it tends to the information only as T "
-            "tends to its optimum, log r."
+            f"{which} is no bound: it tends to the information only as T tends to its optimum, "
+            "log r."
         )
     else:
-        why = (
-            "with such negatives the optimum of T is not log r"
-            if biased
-            else (f"the optimum of T is {optimum}")
-        )
-        words.append(f"The dashed mean score of the pairs is no bound and no estimate: {why}.")
+        why = "with such negatives the optimum of T is not log r"
+        why = why if biased else f"the optimum of T is {optimum}"
+        words.append(f"{which} is no bound and no estimate: {why}.")
     if cap is not None and "infonce_lower_bound" in found:
         words.append(
             f"InfoNCE can never read above log N = {cap:.2f}"

@@ -16,7 +16,7 @@ from clip_lite_jax.apps.report_plots import DARK, Plot, Theme, plot
 from clip_lite_jax.apps.report_tables import category_names
 from clip_lite_jax.evaluators.retrieval import Retrieval
 
-DRAWN = 200
+DRAWN = 150
 """Pairs in the figures; numbers are of all.  Each is four marks in the file, two for each paper."""
 NAMED = 8
 """Kinds with a colour and a shape of their own; the rest is grey."""
@@ -142,11 +142,11 @@ def _figure(
             label = shorten(name, 22) if name else ("other" if order else "image")
             size = 5.0 if shape != "." else 6.0
             axes.plot(
-                *image_points[rows].T, shape, color=colour, markersize=size, alpha=0.75,
+                *image_points[rows].T, shape, color=colour, markersize=size,
                 markeredgewidth=0, label=label,
             )  # fmt: skip
             axes.plot(
-                *text_points[rows].T, "x", color=colour, markersize=4.5, alpha=0.9,
+                *text_points[rows].T, "x", color=colour, markersize=4.5,
                 label=None if order else "caption",
             )  # fmt: skip
         axes.set_aspect("equal", adjustable="datalim")

@@ -16,7 +16,12 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "duration": _duration}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "duration": _duration,
+        "flop": _flop,
+    }
     return environment
 
 
@@ -25,3 +30,13 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _flop(operations: float) -> str:
+    """With the unit that leaves a number of one to three digits."""
+    units = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP")
+    for unit in units:
+        if operations < 1000 or unit == units[-1]:
+            break
+        operations /= 1000
+    return f"{operations:.3g} {unit}"
