@@ -1,6 +1,6 @@
 """Confidence intervals by resampling what is independent: images, groups, classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def with_intervals(
 
 
 def with_shared_intervals(
-    parts: list[tuple[Mapping[str, np.ndarray], np.ndarray | None]], seed: int = 0
+    parts: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray | None]], seed: int = 0
 ) -> dict[str, float]:
     """`with_intervals` of several sets of values, all of the same clusters: drawn once for all.
 
