@@ -22,7 +22,7 @@ from clip_lite_jax.apps import report_tables
 from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.apps.report_gallery import build_gallery, picture_uri, shorten
-from clip_lite_jax.apps.report_plots import BINS, _binned, curves
+from clip_lite_jax.apps.report_plots import BINS, binned, curves
 from clip_lite_jax.apps.report_tables import Recall, categories, number, percent, terminal_table
 from clip_lite_jax.config import Config, load_config, parse_overrides
 from clip_lite_jax.data.records import Example
@@ -387,7 +387,7 @@ def test_no_run_and_no_checkpoint_are_said(tmp_path: Path, copy: Path) -> None:
 
 def test_curves_average_consecutive_steps_and_say_so() -> None:
     lines = [{"step": s, "loss": float(s % 2), "temperature": 0.1} for s in range(1, 1001)]
-    binned = _binned(lines, "loss")
+    points = binned(lines, "loss")
     assert binned is not None
     assert len(binned.mean) == BINS
     np.testing.assert_allclose(binned.mean, 0.5)

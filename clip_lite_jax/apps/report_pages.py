@@ -19,20 +19,20 @@ def environment() -> jinja2.Environment:
     environment.filters |= {
         "percent": percent,
         "number": number,
-        "duration": _duration,
-        "flop": _flop,
+        "duration": duration,
+        "flop": flop,
     }
     return environment
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds, minutes or hours, whichever reads best."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _flop(operations: float) -> str:
+def flop(operations: float) -> str:
     """With the unit that leaves a number of one to three digits."""
     units = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP")
     for unit in units:

@@ -136,7 +136,7 @@ def curves(lines: Lines, objective: str, hard: bool) -> list[Plot]:
 
 
 def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | None:
-    training = _binned(lines, "loss")
+    training = binned(lines, "loss")
     if training is None:
         return None
     jsd = objective == "jsd"
@@ -182,7 +182,7 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
 
 
 def _scores(lines: Lines, smoothing: str) -> Plot | None:
-    matched, shuffled = _binned(lines, "score_positive"), _binned(lines, "score_negative")
+    matched, shuffled = binned(lines, "score_positive"), binned(lines, "score_negative")
     if matched is None or shuffled is None:
         return None
     held_out = [logged(lines, f"information/score_{side}") for side in ("positive", "negative")]
@@ -208,7 +208,7 @@ def _scores(lines: Lines, smoothing: str) -> Plot | None:
 
 
 def _accuracy(lines: Lines, smoothing: str) -> Plot | None:
-    training = _binned(lines, "critic_accuracy")
+    training = binned(lines, "critic_accuracy")
     if training is None:
         return None
     held_out = logged(lines, "information/critic_accuracy")
@@ -330,7 +330,7 @@ def _window(count: int) -> int:
     return math.ceil(count / BINS)
 
 
-def _binned(lines: Lines, key: str) -> Binned | None:
+def binned(lines: Lines, key: str) -> Binned | None:
     points = logged(lines, key)
     if points is None:
         return None
