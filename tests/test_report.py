@@ -388,10 +388,10 @@ def test_no_run_and_no_checkpoint_are_said(tmp_path: Path, copy: Path) -> None:
 def test_curves_average_consecutive_steps_and_say_so() -> None:
     lines = [{"step": s, "loss": float(s % 2), "temperature": 0.1} for s in range(1, 1001)]
     points = binned(lines, "loss")
-    assert binned is not None
-    assert len(binned.mean) == BINS
-    np.testing.assert_allclose(binned.mean, 0.5)
-    np.testing.assert_allclose(binned.deviation, 0.5)
+    assert points is not None
+    assert len(points.mean) == BINS
+    np.testing.assert_allclose(points.mean, 0.5)
+    np.testing.assert_allclose(points.deviation, 0.5)
     loss, temperature = curves(lines, "infonce", hard=False)
     assert "mean of 10 consecutive logged steps" in loss.caption
     assert "2 log 2" not in loss.caption

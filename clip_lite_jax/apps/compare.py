@@ -4,6 +4,7 @@ Ranks of single queries are in ``results.json``, so that neither models nor data
 data are not evaluated once more for a comparison, and runs in buckets compare as others do.
 """
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,10 @@ def write_comparison(runs: Sequence[tuple[str, Path]], out: Path) -> Path:
         "groups": groups,
         "notes": notes(groups),
         "differences": differences(groups),
-        "numbers": number_rows(groups),
+        "numbers": [
+            (of, list(rows))
+            for of, rows in itertools.groupby(number_rows(groups), key=lambda row: row.of)
+        ],
         "paired": paired_rows(groups),
         "plots": overlays(groups),
         "costs": cost_rows(groups),

@@ -35,9 +35,9 @@ def overlays(groups: Sequence["Group"]) -> list[Plot]:
     calibrated = any(biased_negatives(group.first.config) for group in drawn)
     start = "calibrated_" if calibrated else ""
     how = ", after scaling and shifting scores on one half of the pairs" if calibrated else ""
-    for key, title in (("jsd_lower_bound", "Certified bound"), ("nwj_lower_bound", "NWJ bound")):
+    for name, title in (("jsd_lower_bound", "Certified bound"), ("nwj_lower_bound", "NWJ bound")):
         caption = f"A lower bound on the information of held-out validation pairs{how}."
-        key = f"information/{start}{key}"
+        key = f"information/{start}{name}"
         plots.append(_overlay(drawn, key, title, caption, "nats", lowest=-0.5))
     return [p for p in plots if p is not None]
 
