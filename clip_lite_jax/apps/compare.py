@@ -15,6 +15,8 @@ from typing import Any
 
 from clip_lite_jax.apps.compare_plots import overlays
 from clip_lite_jax.apps.compare_tables import (
+    INCOMPARABLE,
+    OTHER_PROTOCOL,
     cost_rows,
     differences,
     notes,
@@ -111,14 +113,18 @@ def write_comparison(runs: Sequence[tuple[str, Path]], out: Path) -> Path:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{', '.join(twice)}: given twice, and a run is no seed of itself")
     groups = grouped([read_run(name, folder) for name, folder in runs])
+    numbers = number_rows(groups)
     context = {
         "groups": groups,
         "notes": notes(groups),
         "differences": differences(groups),
         "numbers": [
-            (of, list(rows))
-            for of, rows in itertools.groupby(number_rows(groups), key=lambda row: row.of)
+            (of, list(rows)) for of, rows in itertools.groupby(numbers, key=lambda row: row.of)
         ],
+        "marks": {
+            "incomparable": any(row.mark == INCOMPARABLE for row in numbers),
+            "protocol": any(row.mark == OTHER_PROTOCOL for row in numbers),
+        },
         "paired": paired_rows(groups),
         "plots": overlays(groups),
         "costs": cost_rows(groups),
@@ -176,8 +182,12 @@ def _same_anyway(name: str) -> bool:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a configuration by dotted name; lists are leaves."""
-    if not isinstance(values, dict) or not values:
+    """The leaves of a configuration by dotted name; lists are leaves, but those of named things,
+    as galleries are."""
+    named = isinstance(values, list) and all(isinstance(v, dict) and "name" in v for v in values)
+    if named and values:
+        values = {item["name"]: item for item in values}
+    if not isinstance(values, dict):
         return {prefix: values}
     found: dict[str, Any] = {}
     for name, value in values.items():

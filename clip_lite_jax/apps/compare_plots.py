@@ -24,14 +24,15 @@ def overlays(groups: Sequence["Group"]) -> list[Plot]:
     drawn = groups[:DRAWN]
     plots = [_loss(drawn)] if _same_loss(drawn) else []
     keys = dict.fromkeys(key for g in drawn for run in g.runs for line in run.lines for key in line)
-    for direction in DIRECTIONS:
-        suffix = f"/{direction}_r10"
-        for key in keys:
-            if key.startswith("retrieval/") and key.endswith(suffix):
-                gallery = key.removeprefix("retrieval/").removesuffix(suffix).replace("_", " ")
-                way = direction.replace("_to_", " → ")
-                caption = "Validation R@10: the right answer is among the first 10."
-                plots.append(_overlay(drawn, key, f"{gallery}, {way}", caption, "R@10", floor=0))
+    suffix = f"/{DIRECTIONS[0]}_r10"
+    galleries = [k.removesuffix(suffix) for k in keys if k.endswith(suffix)]
+    for gallery in (name for name in galleries if name.startswith("retrieval/")):
+        for direction in DIRECTIONS:
+            title = gallery.removeprefix("retrieval/").replace("_", " ")
+            title += f", {direction.replace('_to_', ' → ')}"
+            caption = "Validation R@10: the right answer is among the first 10."
+            key = f"{gallery}/{direction}_r10"
+            plots.append(_overlay(drawn, key, title, caption, "R@10", floor=0))
     calibrated = any(biased_negatives(group.first.config) for group in drawn)
     start = "calibrated_" if calibrated else ""
     how = ", after scaling and shifting scores on one half of the pairs" if calibrated else ""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clip_lite_jax.apps.compare import Group, Run
 
 COMPARED_RECALLS = (1, 10)
+INCOMPARABLE, OTHER_PROTOCOL = "†", "‡"
 LONGEST = 120
 """Characters of a value of a configuration."""
 
@@ -35,12 +36,13 @@ class Row:
     of: str = ""
     """What the row belongs to: a gallery and its direction."""
     chance: str = ""
-    comparable: bool = True
+    mark: str = ""
+    """`INCOMPARABLE`, `OTHER_PROTOCOL` or nothing."""
 
 
 def differences(groups: Sequence["Group"]) -> list[Row]:
     """The fields of the configuration in which groups differ."""
-    names = dict.fromkeys(name for group in groups for name in group.first.values)
+    names = sorted({name for group in groups for name in group.first.values})
     rows = []
     for name in names:
         if name == "seed" or name.startswith(("log.", "checkpoint.")):
@@ -131,25 +133,29 @@ def same_gallery(one: "Run", other: "Run", evaluator: str) -> bool:
     return one.fingerprint == other.fingerprint
 
 
+def _mark(runs: Sequence["Run"], evaluator: str) -> str:
+    """What is to be said of a row of numbers of these runs."""
+    have = [run for run in runs if evaluator in run.held_out.numbers]
+    if not all(same_gallery(have[0], run, evaluator) for run in have):
+        return INCOMPARABLE
+    return OTHER_PROTOCOL if len({_protocol(run, evaluator) for run in have}) > 1 else ""
+
+
 def number_rows(groups: Sequence["Group"]) -> list[Row]:
     """Final numbers with their intervals, or over seeds mean and standard deviation."""
     rows = []
     for gallery in _galleries(groups):
-        same = all(
-            same_gallery(groups[0].first, group.first, gallery)
-            for group in groups
-            if gallery in group.first.held_out.numbers
-        )
+        mark = _mark([group.first for group in groups], gallery)
         for direction in DIRECTIONS:
             of = f"{_title(gallery)}, {direction.replace('_to_', ' → ')}"
             for metric, name in (("r1", "R@1"), ("r10", "R@10"), ("map", "mAP")):
                 key = f"{direction}_{metric}"
                 chance = groups[0].first.held_out.numbers.get(gallery, {}).get(f"{key}_chance")
-                row = _row(groups, gallery, key, name, of, percent, same)
+                row = _row(groups, gallery, key, name, of, percent, mark)
                 if row is not None:
-                    shown = "" if chance is None else percent(chance)
-                    rows.append(Row(row.name, row.cells, of, shown, same))
+                    rows.append(replace(row, chance="" if chance is None else percent(chance)))
     same = len(_parted(groups, lambda run: (run.fingerprint, run.held_out.stage))) == 1
+    mark = "" if same else INCOMPARABLE
     for key, name in (
         ("true_information", "true information"),
         ("jsd_lower_bound", "certified bound"),
@@ -158,7 +164,7 @@ def number_rows(groups: Sequence["Group"]) -> list[Row]:
         ("calibrated_jsd_lower_bound", "certified bound, calibrated"),
         ("calibrated_nwj_lower_bound", "NWJ bound, calibrated"),
     ):
-        row = _row(groups, "information", key, name, "Information, nats", number, same)
+        row = _row(groups, "information", key, name, "Information, nats", number, mark)
         if row is not None:
             rows.append(row)
     return rows
@@ -171,7 +177,7 @@ def _row(
     name: str,
     of: str,
     show: Callable[[float], str],
-    comparable: bool,
+    mark: str,
 ) -> Row | None:
     cells, found = [], False
     for group in groups:
@@ -182,13 +188,13 @@ def _row(
         if mean is None:
             cells.append(Cell("–"))
         elif mean[1] is not None:
-            spread = show(mean[1])
+            spread = f"{100 * mean[1]:.1f}" if show is percent else show(mean[1])
             cells.append(Cell(f"{show(mean[0])} ± {spread}", f"{len(numbers)} seeds"))
         else:
             ends = ends_of(values[0], key)
             below = "" if ends is None else f"{show(ends[0])} to {show(ends[1])}"
             cells.append(Cell(show(mean[0]), below))
-    return Row(name, cells, of, comparable=comparable) if found else None
+    return Row(name, cells, of, mark=mark) if found else None
 
 
 @dataclass(frozen=True)
@@ -238,7 +244,8 @@ def paired_rows(groups: Sequence["Group"]) -> PairedRows:
                     [run.queries[gallery] for run in first.runs],
                     [run.queries[gallery] for run in other.runs],
                     direction,
-                    f"{_title(gallery)}, {direction.replace('_to_', ' → ')}",
+                    f"{_title(gallery)}, {direction.replace('_to_', ' → ')}"
+                    + (f" {mark}" if (mark := _mark([first.first, other.first], gallery)) else ""),
                     letters,
                     seeds,
                 )
