@@ -33,7 +33,10 @@ from clip_lite_jax.evaluators.retrieval import retrieval_metrics
 from clip_lite_jax.train import train
 
 HOSTILE = "<script>alert(1)</script>"
-SECTIONS = ["summary", "retrieval", "information", "curves", "gallery", "scores", "skipped", "next"]
+SECTIONS = [
+    "summary", "retrieval", "information", "curves", "gallery", "errors", "map", "scores", "data",
+    "skipped", "cost", "next",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -156,7 +159,7 @@ def test_numbers_are_those_of_the_results(workdir: Path, page: Page) -> None:
 
 def test_sections_and_curves(page: Page) -> None:
     assert page.sections == SECTIONS
-    assert page.count("figure", "plot") == 6  # five curves and the histogram
+    assert page.count("figure", "plot") == 9  # five curves, information, two maps, the histogram
     anchors = {a["href"] for tag, a in page.tags if tag == "a"}
     assert anchors == {f"#{section}" for section in SECTIONS}
     assert [tag for tag, _ in page.tags].count("h1") == 1
@@ -331,7 +334,7 @@ def test_without_galleries_and_evaluations_the_rest_stands(copy: Path) -> None:
     nothing = {"retrieval": [], "information_split": "none", "information_test_split": "none"}
     change_config(copy, eval=nothing)
     page = Page(write_report(copy).read_text())
-    assert page.sections == ["summary", "next"]
+    assert page.sections == ["summary", "data", "cost", "next"]
     assert "Nothing was evaluated" in page.text
     assert "None" not in page.text
 

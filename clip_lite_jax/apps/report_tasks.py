@@ -110,7 +110,8 @@ def _metrics(values: Mapping[str, float | None]) -> list[Metric]:
         if name.endswith(ENDS) or name.endswith("_chance"):
             continue
         low, high = (values.get(name + end) for end in ENDS)
-        interval = "" if low is None or high is None else f"{_plain(low)} to {_plain(high)}"
+        none = low is None or high is None or low == high  # of equal values: no width
+        interval = "" if none else f"{_plain(low)} to {_plain(high)}"
         rows.append(Metric(name.replace("_", " "), _plain(value), interval))
     return rows
 
