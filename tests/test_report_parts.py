@@ -152,7 +152,7 @@ class Listed:
     """Examples in a list."""
 
     def __init__(self, *examples: tuple[str, str, tuple[str, ...]]) -> None:
-        self.examples = [Example(id, group, captions, b"") for id, group, captions in examples]
+        self.examples = [Example(id, group, captions, b"", {}) for id, group, captions in examples]
 
     def __len__(self) -> int:
         return len(self.examples)
