@@ -23,7 +23,14 @@ from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.apps.report_gallery import build_gallery, picture_uri, shorten
 from clip_lite_jax.apps.report_plots import BINS, binned, curves
-from clip_lite_jax.apps.report_tables import Recall, categories, number, percent, terminal_table
+from clip_lite_jax.apps.report_tables import (
+    Recall,
+    categories,
+    number,
+    percent,
+    terminal_table,
+    wilson,
+)
 from clip_lite_jax.config import Config, load_config, parse_overrides
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.errors import CheckpointError
@@ -139,7 +146,12 @@ def test_numbers_are_those_of_the_results(workdir: Path, page: Page) -> None:
     for row, direction in zip(rows, ("text_to_image", "image_to_text"), strict=True):
         for cell, k in zip(row[1:4], (1, 5, 10), strict=True):
             value, chance = metrics[f"{direction}_r{k}"], metrics[f"{direction}_r{k}_chance"]
-            assert cell == f"{percent(value)} {value / chance:.1f} × {percent(chance)}"
+            low, high = (metrics[f"{direction}_r{k}_{end}"] for end in ("low", "high"))
+            if low == high:  # of equal answers a bootstrap has no width
+                low, high = wilson(value, int(metrics["images"]))
+            ends = f"{100 * low:.1f} to {100 * high:.1f}"
+            assert cell == f"{percent(value)} {ends} {value / chance:.1f} × {percent(chance)}"
+        assert row[5].split()[0] == percent(metrics[f"{direction}_map"]).split()[0]
         assert row[4].split()[0] == f"{metrics[f'{direction}_median_rank']:g}"
     captions, images = int(metrics["captions"]), int(metrics["images"])
     assert f"N = {captions}, among {images}" in page.text  # two captions for every picture
