@@ -132,7 +132,7 @@ def _figure(
     def paint(axes: Axes, theme: Theme) -> None:
         colours = DARK_COLOURS if theme is DARK else LIGHT_COLOURS
         styles: Sequence[tuple[str, str, str]] = [
-            ("", theme.muted, "."),
+            ("", theme.muted, "." if order else "o"),
             *zip(order, colours, SHAPES, strict=False),
         ]
         for name, colour, shape in styles:

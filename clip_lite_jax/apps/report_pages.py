@@ -27,6 +27,8 @@ def environment() -> jinja2.Environment:
 
 def duration(seconds: float) -> str:
     """Seconds, minutes or hours, whichever reads best."""
+    if 0 < seconds < 0.5:
+        return "under 1 s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -385,7 +385,7 @@ def _between(lines: Lines, key: str) -> list[tuple[float, float, float]]:
 
 
 def _band_words(lines: Lines, key: str) -> str:
-    return ", the band around them their 95 % interval" if _between(lines, key) else ""
+    return ", with their 95 % intervals as a band" if _between(lines, key) else ""
 
 
 def _chance(axes: Axes, value: float, theme: Theme, label: str) -> None:
