@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import tiny_config, write_pairs
 from test_report import Page, fake_retrieval
 
 from clip_lite_jax import status as status_module
@@ -25,8 +25,10 @@ from clip_lite_jax.apps.report_pages import flop
 from clip_lite_jax.apps.report_plots import Plot, curves
 from clip_lite_jax.apps.report_tables import Recall, wilson
 from clip_lite_jax.apps.report_tasks import tasks_of_model
-from clip_lite_jax.config import DataConfig, NegativesConfig
+from clip_lite_jax.config import DataConfig, NegativesConfig, PartConfig
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example
+from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.data.tokenizer import Tokenizer, train_tokenizer
 from clip_lite_jax.evaluators.bootstrap import RESAMPLES, with_shared_intervals
 from clip_lite_jax.evaluators.ranking import dense_counts
@@ -330,3 +332,20 @@ def test_results_of_tasks_are_shown_with_their_protocol(finished_run: Path, tmp_
     assert "the worst 10 of 20 by accuracy" in page.text
     assert HOSTILE in page.text
     assert HOSTILE not in source
+
+
+def test_leaks_and_pictures_that_are_there_twice(tmp_path: Path) -> None:
+    table = write_pairs(tmp_path)
+    part = PartConfig(source=str(table))
+    data = DataConfig(source="", mixture={"a": part, "b": part}, held_out=0.25)
+    sources = build_sources(data, BadExamples(), training=False)
+    tokenizer = Tokenizer(train_tokenizer(iter(["a red ring"] * 20), 20), 8)
+    train = data_health(sources, tokenizer, data).splits[0]
+    assert train.same_pictures == train.images == len(sources["train"])  # each twice
+    held_out = next(name for name in sources if name != "train")
+    mixed = {"train": sources["train"], "leaked": sources["train"], held_out: sources[held_out]}
+    health = data_health(mixed, tokenizer, data)
+    assert health.leaks_checked
+    (leak,) = health.leaks
+    assert f"{train.images} of the {train.images} pictures of leaked are in train" in leak
+    assert [split.in_training for split in health.splits if split.name == "leaked"] == [1.0]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data import caption_ops
@@ -46,6 +47,8 @@ class Split:
     in_training: float | None
     """Share of captions that training has, too; None for training itself."""
     groups_in_training: int
+    same_pictures: int
+    """Images that another entry of the split has as well, by path or COCO's number."""
 
     @property
     def each(self) -> float:
@@ -80,7 +83,8 @@ def data_health(sources: Mapping[str, Source], tokenizer: Tokenizer, data: DataC
     splits, used, tokenized, holds = [], np.zeros(0, bool), 0, None
     for name in names:
         seen = _look(name, sources[name], whole, data)
-        splits.append(_split(name, len(sources[name]), seen, train, data.max_tokens))
+        same = _same_pictures(sources[name])
+        splits.append(_split(name, len(sources[name]), seen, train, data.max_tokens, same))
         if name == "train":
             train, used, tokenized = seen, seen.used, len(seen.lengths)
             if splits[-1].cut:
@@ -144,7 +148,9 @@ def _read(example: Example, data: DataConfig) -> list[str]:
     return list(caption_ops.choose(example.captions, data.captions))
 
 
-def _split(name: str, images: int, seen: _Seen, train: _Seen | None, max_tokens: int) -> Split:
+def _split(
+    name: str, images: int, seen: _Seen, train: _Seen | None, max_tokens: int, same: int
+) -> Split:
     images_with = Counter(text for text, _ in set(zip(seen.captions, seen.image, strict=True)))
     groups = [seen.group[image] for image in seen.image]
     groups_with = Counter(text for text, _ in set(zip(seen.captions, groups, strict=True)))
@@ -167,7 +173,13 @@ def _split(name: str, images: int, seen: _Seen, train: _Seen | None, max_tokens:
         unknown=seen.unknown,
         in_training=in_training,
         groups_in_training=shared,
+        same_pictures=same,
     )
+
+
+def _same_pictures(source: Source) -> int:
+    counts = pc.value_counts(keys_of(source).drop_null()).field("counts").to_numpy()
+    return int(counts[counts > 1].sum())
 
 
 def _spread(count: int, most: int) -> list[int]:
