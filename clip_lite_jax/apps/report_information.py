@@ -114,7 +114,7 @@ def _caption(
             + (", the dotted line." if cap_shown else ", far above this figure.")
         )
     if known:
-        words.append("The black line is the exact value, which the source of these pairs knows.")
+        words.append("The level line is the exact value, which the source of these pairs knows.")
     return " ".join(words)
 
 
