@@ -1,11 +1,13 @@
 """The final evaluation: the test splits, once, into ``results.json``."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import to_dict
+from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.evaluators.tasks import Outcome, TaskEvaluator
 from clip_lite_jax.files import RESULTS_FILE, write_atomic
 from clip_lite_jax.provenance import provenance
@@ -25,12 +27,17 @@ def evaluate(run: Run) -> dict[str, Any]:
         state, _ = restore_or_init(run, checkpoints)
     fns = make_encode_fns(run.model, run.mesh)(state.eval_params, state.model_state)
     evaluators = run.evaluators("test", run.inputs(state.params, state.model_state))
-    outcomes = {
-        name: evaluator.outcome(fns)
-        if isinstance(evaluator, TaskEvaluator)
-        else Outcome(evaluator.run(fns))
-        for name, evaluator in evaluators.items()
-    }
+    began = time.perf_counter()
+    outcomes: dict[str, Outcome] = {}
+    queries: dict[str, dict[str, Any]] = {}
+    for name, evaluator in evaluators.items():
+        if isinstance(evaluator, Retrieval):
+            metrics, asked = evaluator.measure(fns)
+            outcomes[name], queries[name] = Outcome(metrics), asked.to_json()
+        elif isinstance(evaluator, TaskEvaluator):
+            outcomes[name] = evaluator.outcome(fns)
+        else:
+            outcomes[name] = Outcome(evaluator.run(fns))
     results = {
         "name": run.config.name,
         "step": int(state.step),
@@ -41,6 +48,10 @@ def evaluate(run: Run) -> dict[str, Any]:
             for name, evaluator in evaluators.items()
             if isinstance(evaluator, TaskEvaluator)
         },
+        # So that runs can be compared query by query without their models, data and packages.
+        "queries": {name: asked for name, asked in queries.items() if asked},
+        "data_fingerprint": run.meta.data_fingerprint,
+        "seconds": round(time.perf_counter() - began, 3),
         "bad_examples": len(run.bad),
         "provenance": provenance(),
         "config": to_dict(run.config),

@@ -101,8 +101,10 @@ class Run:
             self.config, self.sources, self.tokenizer, self.model, params, model_state, self.workdir
         )
 
-    def evaluators(self, stage: str, inputs: TowerInputs) -> dict[str, Evaluator]:
-        """The evaluators of a stage, ``validation`` or ``test``.
+    def evaluators(
+        self, stage: str, inputs: TowerInputs, tasks: bool = True
+    ) -> dict[str, Evaluator]:
+        """The evaluators of a stage, ``validation`` or ``test``, with or without `eval.tasks`.
 
         One whose split has no two usable examples is left out, and the log says so.
         """
@@ -132,7 +134,7 @@ class Run:
                 ", ".join(missing),
                 ", ".join(f"{name} {len(source)}" for name, source in self.sources.items()),
             )
-        return evaluators | self._tasks(stage, inputs)
+        return evaluators | (self._tasks(stage, inputs) if tasks else {})
 
     def _tasks(self, stage: str, inputs: TowerInputs) -> dict[str, Evaluator]:
         """Those of `eval.tasks`.  All are built each time: none fails first at the end of a run."""

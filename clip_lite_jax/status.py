@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 STARTING, COMPILING, TRAINING = "starting", "compiling", "training"
 EVALUATING, SAVING = "evaluating", "saving"
 FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
+SPENT = (STARTING, COMPILING, TRAINING, EVALUATING, SAVING)
+"""States that take time, which `Status` adds up over all attempts, in seconds."""
 ENDED = (FINISHED, INTERRUPTED, FAILED)
 
 BEAT_SECONDS, MAX_BEAT_SECONDS = 5.0, 60.0
@@ -56,13 +58,17 @@ class Status:
         self._content: dict[str, Any] = {"state": STARTING, "step": None, "steps": steps}
         self._due = 0.0
         self._evaluation = (0, 0.0)  # the step of one that runs, and when it began
+        self._since = monotonic()
         self._warned = False
 
     def __enter__(self) -> "Status":
         if self._active:
             with contextlib.suppress(OSError):  # of which training will say more
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._content |= _this_attempt(_read(self._path))
+            before = _read(self._path)
+            self._content |= _this_attempt(before)
+            self._content["seconds"] = _seconds(before)
+            self._since = monotonic()
             self.enter(STARTING)
         return self
 
@@ -80,6 +86,7 @@ class Status:
         """Says that the run does something else from now on."""
         if not self._active:
             return
+        self._count()
         if self._content["state"] == EVALUATING and state not in (INTERRUPTED, FAILED):
             step, began = self._evaluation
             seconds = round(monotonic() - began, 3)
@@ -100,12 +107,20 @@ class Status:
         if self._content["state"] != TRAINING:
             self.enter(TRAINING)
         elif monotonic() >= self._due:
+            self._count()
             self._write()
 
     def _end(self, state: str, error: BaseException, message: str = "") -> None:
         first = message or str(error).strip().partition("\n")[0]
         self._content |= {"error": type(error).__name__, "message": first[:LONGEST_MESSAGE]}
         self.enter(state)
+
+    def _count(self) -> None:
+        """Adds the time since it was last counted to that of the state."""
+        time, seconds = monotonic(), self._content["seconds"]
+        state = self._content["state"]
+        seconds[state] = round(seconds.get(state, 0.0) + time - self._since, 3)
+        self._since = time
 
     def _write(self, of_note: bool = False) -> None:
         began = monotonic()
@@ -151,6 +166,14 @@ def _this_attempt(before: dict[str, Any]) -> dict[str, Any]:
         "folder": _current_folder(),
         "version": __version__,
     }
+
+
+def _seconds(before: dict[str, Any]) -> dict[str, float]:
+    """Time spent in each state by the attempts before."""
+    found = before.get("seconds")
+    counted = found.items() if isinstance(found, dict) else ()
+    numbers = {k: float(v) for k, v in counted if isinstance(v, int | float) and v >= 0}
+    return {state: numbers[state] for state in SPENT if state in numbers}
 
 
 def _current_folder() -> str:

@@ -22,17 +22,28 @@ from clip_lite_jax.apps import report_tables
 from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_commands import commands
 from clip_lite_jax.apps.report_gallery import build_gallery, picture_uri, shorten
-from clip_lite_jax.apps.report_plots import BINS, _binned, curves
-from clip_lite_jax.apps.report_tables import Recall, categories, number, percent, terminal_table
+from clip_lite_jax.apps.report_plots import BINS, binned, curves
+from clip_lite_jax.apps.report_tables import (
+    Recall,
+    categories,
+    number,
+    percent,
+    terminal_table,
+    wilson,
+)
 from clip_lite_jax.config import Config, load_config, parse_overrides
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluate import evaluate
+from clip_lite_jax.evaluators.ranking import dense_counts, ranks
 from clip_lite_jax.evaluators.retrieval import retrieval_metrics
 from clip_lite_jax.train import train
 
 HOSTILE = "<script>alert(1)</script>"
-SECTIONS = ["summary", "retrieval", "information", "curves", "gallery", "scores", "skipped", "next"]
+SECTIONS = [
+    "summary", "retrieval", "information", "curves", "gallery", "errors", "map", "scores", "data",
+    "skipped", "cost", "next",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -135,7 +146,12 @@ def test_numbers_are_those_of_the_results(workdir: Path, page: Page) -> None:
     for row, direction in zip(rows, ("text_to_image", "image_to_text"), strict=True):
         for cell, k in zip(row[1:4], (1, 5, 10), strict=True):
             value, chance = metrics[f"{direction}_r{k}"], metrics[f"{direction}_r{k}_chance"]
-            assert cell == f"{percent(value)} {value / chance:.1f} × {percent(chance)}"
+            low, high = (metrics[f"{direction}_r{k}_{end}"] for end in ("low", "high"))
+            if low == high:  # of equal answers a bootstrap has no width
+                low, high = wilson(value, int(metrics["images"]))
+            ends = f"{100 * low:.1f} to {100 * high:.1f}"
+            assert cell == f"{percent(value)} {ends} {value / chance:.1f} × {percent(chance)}"
+        assert row[5].split()[0] == percent(metrics[f"{direction}_map"]).split()[0]
         assert row[4].split()[0] == f"{metrics[f'{direction}_median_rank']:g}"
     captions, images = int(metrics["captions"]), int(metrics["images"])
     assert f"N = {captions}, among {images}" in page.text  # two captions for every picture
@@ -155,7 +171,7 @@ def test_numbers_are_those_of_the_results(workdir: Path, page: Page) -> None:
 
 def test_sections_and_curves(page: Page) -> None:
     assert page.sections == SECTIONS
-    assert page.count("figure", "plot") == 6  # five curves and the histogram
+    assert page.count("figure", "plot") == 9  # five curves, information, two maps, the histogram
     anchors = {a["href"] for tag, a in page.tags if tag == "a"}
     assert anchors == {f"#{section}" for section in SECTIONS}
     assert [tag for tag, _ in page.tags].count("h1") == 1
@@ -247,6 +263,7 @@ def fake_retrieval(owner: np.ndarray) -> Any:
     png = buffer.getvalue()
     return SimpleNamespace(
         owner=owner,
+        ranks=lambda scores: ranks(dense_counts(scores, owner), owner),
         captions=[f"caption {c}" for c in range(len(owner))],
         examples=[
             Example(f"id {i}", "", ("",), png, {"category": "odd" if i % 2 else "even"})
@@ -329,7 +346,7 @@ def test_without_galleries_and_evaluations_the_rest_stands(copy: Path) -> None:
     nothing = {"retrieval": [], "information_split": "none", "information_test_split": "none"}
     change_config(copy, eval=nothing)
     page = Page(write_report(copy).read_text())
-    assert page.sections == ["summary", "next"]
+    assert page.sections == ["summary", "data", "cost", "next"]
     assert "Nothing was evaluated" in page.text
     assert "None" not in page.text
 
@@ -363,6 +380,15 @@ def test_published_runs_stand_below_this_one(
     config = tiny_config(Path("pairs.csv"), name="tiny")
     assert report_tables.comparison(config, measured) is None
     file.write_text(json.dumps(published))
+    # The results of an earlier version, which had none of what came since.
+    results = json.loads((copy / "results.json").read_text())
+    for key in ("queries", "tables", "protocols", "seconds", "data_fingerprint"):
+        del results[key]
+    since = ("_low", "_high", "_map", "_mean_rank")
+    results["test"]["retrieval/held_out"] = {
+        key: value for key, value in held_out.items() if not key.endswith(since)
+    }
+    (copy / "results.json").write_text(json.dumps(results))
     page = Page(write_report(copy).read_text())
     assert "comparison" in page.sections
     assert "This run is one seed , and has 4 steps" in page.text
@@ -385,11 +411,11 @@ def test_no_run_and_no_checkpoint_are_said(tmp_path: Path, copy: Path) -> None:
 
 def test_curves_average_consecutive_steps_and_say_so() -> None:
     lines = [{"step": s, "loss": float(s % 2), "temperature": 0.1} for s in range(1, 1001)]
-    binned = _binned(lines, "loss")
-    assert binned is not None
-    assert len(binned.mean) == BINS
-    np.testing.assert_allclose(binned.mean, 0.5)
-    np.testing.assert_allclose(binned.deviation, 0.5)
+    points = binned(lines, "loss")
+    assert points is not None
+    assert len(points.mean) == BINS
+    np.testing.assert_allclose(points.mean, 0.5)
+    np.testing.assert_allclose(points.deviation, 0.5)
     loss, temperature = curves(lines, "infonce", hard=False)
     assert "mean of 10 consecutive logged steps" in loss.caption
     assert "2 log 2" not in loss.caption

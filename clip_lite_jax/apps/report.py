@@ -16,7 +16,12 @@ import numpy as np
 
 from clip_lite_jax.agreement import check_same_data
 from clip_lite_jax.apps.report_commands import commands
+from clip_lite_jax.apps.report_cost import cost
+from clip_lite_jax.apps.report_data import Health, data_health
+from clip_lite_jax.apps.report_errors import build_errors
 from clip_lite_jax.apps.report_gallery import build_gallery, shorten
+from clip_lite_jax.apps.report_information import information_curves
+from clip_lite_jax.apps.report_map import embedding_map
 from clip_lite_jax.apps.report_pages import environment
 from clip_lite_jax.apps.report_plots import curves, histogram
 from clip_lite_jax.apps.report_tables import (
@@ -26,6 +31,7 @@ from clip_lite_jax.apps.report_tables import (
     information,
     measured,
 )
+from clip_lite_jax.apps.report_tasks import tasks_of_model, tasks_of_run
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, from_dict
 from clip_lite_jax.data.bad_examples import BadExamples
@@ -57,10 +63,17 @@ def write_report(workdir: Path, name: str = "") -> Path:
     lines = list(read_metrics(workdir))
     results = read_results(workdir)
     held_out = measured(results, step, lines)
+    health = data_health(run.sources, run.tokenizer, config.data)
+    spent = cost(workdir, lines, results, step, config.batch_size, len(run.sources["train"]))
+    of_model, unread = tasks_of_model(workdir, step)
     context = {
         "config": config,
         "workdir": name or workdir,
-        "training": _training(run, step, lines),
+        "training": _training(health, step, lines, config.batch_size),
+        "health": health,
+        "cost": spent,
+        "tasks": [*tasks_of_run(results, held_out.numbers, held_out.stage), *of_model],
+        "unread_tasks": unread,
         "measured": held_out,
         "provenance": results["provenance"] if results else provenance(),
         "directions": directions(held_out.numbers),
@@ -68,6 +81,7 @@ def write_report(workdir: Path, name: str = "") -> Path:
         "optimum": OPTIMAL_CRITIC[config.objective.name],
         "comparison": comparison(config, held_out),
         "plots": curves(lines, config.objective.name, config.negatives.name == "hard"),
+        "information_plot": information_curves(lines, config),
         "examples": _examples(run, held_out.stage),
         "skipped": _skipped(workdir),
         "commands": commands(config, name or workdir),
@@ -100,30 +114,46 @@ class Training:
     step: int
     images: int
     captions: int
+    """Of those images that were looked at."""
+    all_looked_at: bool
     seconds: float | None
     """Time in steps, compilation and evaluation left out; None if no rate was logged."""
 
 
-def _training(run: Run, step: int, lines: Sequence[Mapping[str, Any]]) -> Training:
-    source = run.sources["train"]
-    captions = sum(len(source.metadata(index).captions) for index in range(len(source)))
-    seconds = seconds_per_step(lines, run.config.batch_size)
-    return Training(step, len(source), captions, None if seconds is None else seconds * step)
+def _training(
+    health: Health, step: int, lines: Sequence[Mapping[str, Any]], batch_size: int
+) -> Training:
+    train = health.splits[0]
+    seconds = seconds_per_step(lines, batch_size)
+    return Training(
+        step,
+        train.images,
+        train.captions,
+        train.looked_at == train.images,
+        None if seconds is None else seconds * step,
+    )
 
 
 def _examples(run: Run, stage: str) -> dict[str, Any]:
     """What is shown of single held-out examples, from the newest checkpoint."""
     model = load(run.workdir, run.config.eval.batch_size)
     fns, inputs = model.fns, run.inputs(model.params, model.model_state)
-    shown: dict[str, Any] = {"galleries": [], "categories": {}, "scores": None}
-    for name, evaluator in run.evaluators(stage, inputs).items():
+    shown: dict[str, Any] = {
+        "galleries": [], "categories": {}, "errors": [], "scores": None, "map": None
+    }  # fmt: skip
+    for name, evaluator in run.evaluators(stage, inputs, tasks=False).items():
         gallery = name.removeprefix("retrieval/")
+        of = evaluator.pairs if isinstance(evaluator, Information) else evaluator
+        assert isinstance(of, Retrieval)
+        images, texts = of.embedded(fns)
+        scores = of.scores_of(fns, images, texts)
+        shown["map"] = shown["map"] or embedding_map(of, images, texts)
         if isinstance(evaluator, Information):
-            shown["scores"] = _score_histogram(evaluator.pairs.scores(fns))
-        elif isinstance(evaluator, Retrieval):
-            scores = evaluator.scores(fns)
-            shown["galleries"].append(build_gallery(gallery, evaluator, scores))
-            shown["categories"][gallery] = categories(evaluator, scores)
+            shown["scores"] = _score_histogram(scores)
+        else:
+            shown["galleries"].append(build_gallery(gallery, of, scores))
+            shown["categories"][gallery] = categories(of, scores)
+            shown["errors"].append(build_errors(gallery, of, scores))
     return shown
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,8 @@ def build_gallery(
     Queries follow a hash of the example's id, so nobody picked them; those of the two directions
     come from opposite ends of that order, to show different examples where there are enough.
     """
-    search = _Search(retrieval, scores)
-    order = sorted(range(len(retrieval.examples)), key=lambda i: _hash(retrieval.examples[i].id))
+    search = Search(retrieval, scores)
+    order = order_by_hash([example.id for example in retrieval.examples])
     return Gallery(
         name,
         [search.by_text(search.first_caption(image)) for image in order[:queries]],
@@ -74,7 +75,7 @@ def build_gallery(
     )
 
 
-class _Search:
+class Search:
     """Queries against the scores of one gallery."""
 
     def __init__(self, retrieval: Retrieval, scores: np.ndarray) -> None:
@@ -89,11 +90,11 @@ class _Search:
         column = self.scores[:, caption]
         right = np.arange(len(column)) == owner
         return Query(
-            self._item(caption, owner, right=True),
+            self.item(caption, owner, right=True),
             int(self.caption_ranks[caption]),
             len(column),
             [
-                self._item(self.first_caption(image), image, bool(right[image]))
+                self.item(self.first_caption(image), image, bool(right[image]))
                 for image in _best(column, right)
             ],
         )
@@ -102,16 +103,16 @@ class _Search:
         row = self.scores[image]
         right = self.retrieval.owner == image
         return Query(
-            self._item(self.first_caption(image), image, right=True),
+            self.item(self.first_caption(image), image, right=True),
             int(self.image_ranks[image]),
             len(row),
             [
-                self._item(caption, self.retrieval.owner[caption], bool(right[caption]))
+                self.item(caption, self.retrieval.owner[caption], bool(right[caption]))
                 for caption in _best(row, right)
             ],
         )
 
-    def _item(self, caption: int, image: int, right: bool) -> Item:
+    def item(self, caption: int, image: int, right: bool) -> Item:
         text = shorten(self.retrieval.captions[caption], CAPTION_LENGTH)
         picture = image_ops.decode(self.retrieval.examples[image].image)
         return Item(text, picture_uri(picture), right)
@@ -126,6 +127,11 @@ def _misses(ranks: np.ndarray) -> np.ndarray:
     """The queries whose right answer does not come first, the worst first."""
     order = np.argsort(-ranks, kind="stable")
     return order[ranks[order] > 1]
+
+
+def order_by_hash(ids: Sequence[str]) -> list[int]:
+    """Places in an order that nobody picked and that the data's own does not change."""
+    return sorted(range(len(ids)), key=lambda place: _hash(ids[place]))
 
 
 def _hash(id: str) -> bytes:

@@ -16,12 +16,29 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "duration": _duration}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "duration": duration,
+        "flop": flop,
+    }
     return environment
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds, minutes or hours, whichever reads best."""
+    if 0 < seconds < 0.5:
+        return "under 1 s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def flop(operations: float) -> str:
+    """With the unit that leaves a number of one to three digits."""
+    units = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP")
+    for unit in units:
+        if operations < 1000 or unit == units[-1]:
+            break
+        operations /= 1000
+    return f"{operations:.3g} {unit}"

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +23,20 @@ BINS = 100
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one figure; first and second are Okabe and Ito's, told apart by everybody."""
+    """Colours of one figure: Okabe and Ito's, darker or lighter where the paper asks for it, told
+    apart by everybody."""
 
     ink: str
     muted: str
     grid: str
     first: str
     second: str
+    third: str
+    fourth: str
 
 
-LIGHT = Theme("#1c1c1a", "#5d5b56", "#e3e1db", "#0072b2", "#d55e00")
-DARK = Theme("#e9e7e2", "#aaa79f", "#3b3a37", "#56b4e9", "#e69f00")
+LIGHT = Theme("#1c1c1a", "#5d5b56", "#e3e1db", "#0072b2", "#d55e00", "#00806a", "#a3497f")
+DARK = Theme("#e9e7e2", "#aaa79f", "#3b3a37", "#56b4e9", "#e69f00", "#2fc4a0", "#dd94bd")
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,21 @@ class Plot:
 Paint = Callable[[Axes, Theme], None]
 
 
-def plot(title: str, caption: str, alt: str, x_label: str, y_label: str, paint: Paint) -> Plot:
+def plot(
+    title: str,
+    caption: str,
+    alt: str,
+    x_label: str,
+    y_label: str,
+    paint: Paint,
+    legend_columns: int = 4,
+) -> Plot:
     """Draws a figure once for each theme."""
-    light, dark = (_draw(theme, x_label, y_label, paint) for theme in (LIGHT, DARK))
+    light, dark = (_draw(t, x_label, y_label, paint, legend_columns) for t in (LIGHT, DARK))
     return Plot(title, caption, alt, light, dark)
 
 
-def _draw(theme: Theme, x_label: str, y_label: str, paint: Paint) -> str:
+def _draw(theme: Theme, x_label: str, y_label: str, paint: Paint, legend_columns: int) -> str:
     # Small on purpose: on a phone it shrinks to 80 %, and 10 pt must stay readable then.
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.add_subplot()
@@ -73,17 +85,28 @@ def _draw(theme: Theme, x_label: str, y_label: str, paint: Paint) -> str:
         axes.legend(  # above the axes, where it cannot hide data
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=4,
+            ncols=legend_columns,
             frameon=False,
             fontsize=9.5,
             labelcolor=theme.ink,
             borderaxespad=0.2,
             columnspacing=1.2,
             handlelength=1.6,
+            handletextpad=0.5,
+            labelspacing=0.25,
         )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(_shortened(buffer.getvalue())).decode()}"
+
+
+def _shortened(svg: bytes) -> bytes:
+    """With coordinates to a hundredth of a point, of which matplotlib writes a millionth."""
+    svg = re.sub(rb' (?:d|x|y)="[^"]*"', lambda found: _DIGITS.sub(rb"\1", found[0]), svg)
+    return re.sub(rb"\n\s*", b"\n", svg)
+
+
+_DIGITS = re.compile(rb"(\.\d\d)\d+")
 
 
 def bars(
@@ -113,15 +136,17 @@ def curves(lines: Lines, objective: str, hard: bool) -> list[Plot]:
 
 
 def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | None:
-    training = _binned(lines, "loss")
+    training = binned(lines, "loss")
     if training is None:
         return None
     jsd = objective == "jsd"
-    held_out = _series(lines, "information/jsd_loss") if jsd else None
+    held = "information/jsd_loss"
+    held_out = logged(lines, held) if jsd else None
     caption = f"Training loss of the {objective} objective. {smoothing}"
     if held_out is not None:
-        caption += " Circles: held-out pairs against all their shufflings."
-    calibrated = _series(lines, "information/calibrated_jsd_loss") if jsd and hard else None
+        words = _band_words(lines, held)
+        caption += f" Circles: held-out pairs against all their shufflings{words}."
+    calibrated = logged(lines, "information/calibrated_jsd_loss") if jsd and hard else None
     if held_out is not None and hard:
         caption += (
             " Training draws hard negatives and the held-out loss random ones, so the two curves "
@@ -138,8 +163,10 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
     def paint(axes: Axes, theme: Theme) -> None:
         _curve(axes, training, theme.first, "training")
         if held_out is not None:
+            band(axes, lines, held, theme.second)
             _dots(axes, held_out, theme.second, "held out")
         if calibrated is not None:
+            band(axes, lines, "information/calibrated_jsd_loss", theme.muted)
             axes.plot(*calibrated, "D", color=theme.ink, markersize=5, label="calibrated", zorder=3)
         if jsd:
             # Four entries need a short one to fit above the axes.
@@ -155,10 +182,10 @@ def _loss(lines: Lines, objective: str, hard: bool, smoothing: str) -> Plot | No
 
 
 def _scores(lines: Lines, smoothing: str) -> Plot | None:
-    matched, shuffled = _binned(lines, "score_positive"), _binned(lines, "score_negative")
+    matched, shuffled = binned(lines, "score_positive"), binned(lines, "score_negative")
     if matched is None or shuffled is None:
         return None
-    held_out = [_series(lines, f"information/score_{side}") for side in ("positive", "negative")]
+    held_out = [logged(lines, f"information/score_{side}") for side in ("positive", "negative")]
 
     def paint(axes: Axes, theme: Theme) -> None:
         _curve(axes, matched, theme.first, "pairs, $E_P[T]$")
@@ -166,23 +193,25 @@ def _scores(lines: Lines, smoothing: str) -> Plot | None:
         for points, colour in zip(held_out, (theme.first, theme.second), strict=True):
             if points is not None:
                 _dots(axes, points, colour)
+        band(axes, lines, "information/score_positive", theme.first)
 
     alt = (
         f"Mean critic score over steps. Pairs: {_from_to(matched.mean)}. "
         f"Negatives: {_from_to(shuffled.mean)}."
     )
+    words = _band_words(lines, "information/score_positive")
     caption = (
         "Mean score T of the pairs (solid) and of their negatives (dashed) in training; circles "
-        f"are held-out pairs and shufflings. {smoothing}"
+        f"are held-out pairs{words} and shufflings. {smoothing}"
     )
     return plot("Critic scores", caption, alt, "step", "T, nats", paint)
 
 
 def _accuracy(lines: Lines, smoothing: str) -> Plot | None:
-    training = _binned(lines, "critic_accuracy")
+    training = binned(lines, "critic_accuracy")
     if training is None:
         return None
-    held_out = _series(lines, "information/critic_accuracy")
+    held_out = logged(lines, "information/critic_accuracy")
 
     def paint(axes: Axes, theme: Theme) -> None:
         _curve(axes, training, theme.first, "training")
@@ -199,7 +228,7 @@ def _accuracy(lines: Lines, smoothing: str) -> Plot | None:
 
 
 def _temperature(lines: Lines) -> Plot | None:
-    series = _series(lines, "temperature")
+    series = logged(lines, "temperature")
     if series is None:
         return None
 
@@ -214,16 +243,17 @@ def _temperature(lines: Lines) -> Plot | None:
 def _recalls(lines: Lines) -> list[Plot]:
     """Validation R@10 of every gallery."""
     suffix = "/text_to_image_r10"
-    names = dict.fromkeys(k.removesuffix(suffix) for line in lines for k in line if suffix in k)
-    galleries = [name for name in names if not name.endswith("_chance")]
+    names = (k.removesuffix(suffix) for line in lines for k in line if k.endswith(suffix))
+    # Tasks say in their own tables how well they went.
+    galleries = dict.fromkeys(name for name in names if name.startswith("retrieval/"))
     return [_recall(lines, gallery) for gallery in galleries]
 
 
 def _recall(lines: Lines, gallery: str) -> Plot:
     series = {}
     for direction in ("text_to_image", "image_to_text"):
-        points = _series(lines, f"{gallery}/{direction}_r10")
-        chance = _series(lines, f"{gallery}/{direction}_r10_chance")
+        points = logged(lines, f"{gallery}/{direction}_r10")
+        chance = logged(lines, f"{gallery}/{direction}_r10_chance")
         assert points is not None
         assert chance is not None  # written together
         series[direction.replace("_to_", " → ")] = points, float(chance[1][-1])
@@ -232,6 +262,8 @@ def _recall(lines: Lines, gallery: str) -> Plot:
         styles = zip(series.items(), (theme.first, theme.second), ("-", "--"), strict=True)
         for (name, (points, _)), colour, style in styles:
             axes.plot(*points, style, marker="o", color=colour, markersize=4.5, label=name)
+            way = name.replace(" → ", "_to_")
+            band(axes, lines, f"{gallery}/{way}_r10", colour)
         levels = [chance for _, chance in series.values()]
         if len(set(levels)) == 1:
             _chance(axes, levels[0], theme, "chance")
@@ -242,7 +274,10 @@ def _recall(lines: Lines, gallery: str) -> Plot:
 
     title = f"Validation R@10, {gallery.removeprefix('retrieval/').replace('_', ' ')}"
     changes = "; ".join(f"{name} {_from_to(points[1])}" for name, (points, _) in series.items())
-    caption = "Share of queries whose right answer is among the first 10, on the validation split."
+    caption = (
+        "Share of queries whose right answer is among the first 10, on the validation split"
+        f"{_band_words(lines, f'{gallery}/text_to_image_r10')}."
+    )
     if len({chance for _, chance in series.values()}) > 1:
         caption += " Dotted lines: chance, in the colour of its direction."
     chances = " and ".join(f"{chance:.3f}" for _, chance in series.values())
@@ -285,7 +320,7 @@ class Binned:
     deviation: np.ndarray
 
 
-def _series(lines: Lines, key: str) -> Points | None:
+def logged(lines: Lines, key: str) -> Points | None:
     """(steps, values) of the lines that have a finite number under `key`."""
     found = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key, math.nan))]
     return (np.array([s for s, _ in found]), np.array([v for _, v in found])) if found else None
@@ -295,8 +330,8 @@ def _window(count: int) -> int:
     return math.ceil(count / BINS)
 
 
-def _binned(lines: Lines, key: str) -> Binned | None:
-    points = _series(lines, key)
+def binned(lines: Lines, key: str) -> Binned | None:
+    points = logged(lines, key)
     if points is None:
         return None
     steps, values = points
@@ -327,6 +362,30 @@ def _curve(axes: Axes, curve: Binned, colour: str, label: str, style: str = "-")
 
 def _dots(axes: Axes, points: Points, colour: str, label: str | None = None) -> None:
     axes.plot(*points, "o", color=colour, markersize=6, label=label, zorder=3)
+
+
+def band(axes: Axes, lines: Lines, key: str, colour: str) -> None:
+    """The 95 % interval where the log has ``KEY_low`` and ``KEY_high``."""
+    found = _between(lines, key)
+    if len(found) == 1:
+        step, low, high = found[0]
+        axes.vlines(step, low, high, color=colour, linewidth=1.6)
+    elif found:
+        axes.fill_between(*np.array(found).T, color=colour, alpha=0.16, linewidth=0)
+
+
+def _between(lines: Lines, key: str) -> list[tuple[float, float, float]]:
+    """Steps and both ends of the intervals."""
+    ends = f"{key}_low", f"{key}_high"
+    return [
+        (line["step"], line[ends[0]], line[ends[1]])
+        for line in lines
+        if all(math.isfinite(line.get(end, math.nan)) for end in ends)
+    ]
+
+
+def _band_words(lines: Lines, key: str) -> str:
+    return ", with their 95 % intervals as a band" if _between(lines, key) else ""
 
 
 def _chance(axes: Axes, value: float, theme: Theme, label: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,8 @@ class Recall:
     chance: float
     queries: int
     images: int
+    measured: tuple[float, float] | None = None
+    """Its bootstrap interval over groups, if the numbers have one."""
 
     @property
     def hits(self) -> int:
@@ -73,14 +75,22 @@ class Recall:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the share (Wilson 1927).
+        """95 % confidence interval of the share.
 
-        Images count as independent, several captions of one image do not.
+        By the bootstrap where there is one; at 0 and 1, where that has no width, and in older runs
+        by `wilson`.  Images count as independent, several captions of one image do not.
         """
-        z, n, p = 1.96, self.images, self.value
-        middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-        scale = 1 + z**2 / n
-        return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+        if self.measured is not None and self.measured[0] < self.measured[1]:
+            return self.measured
+        return wilson(self.value, self.images)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of `count` independent things (Wilson 1927)."""
+    z, n, p = 1.96, count, share
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    scale = 1 + z**2 / n
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ class Direction:
     candidates: int
     recalls: list[Recall]
     median_rank: float
+    average_precision: float | None = None
+    average_precision_interval: tuple[float, float] | None = None
 
     @property
     def headline(self) -> Recall:
@@ -114,13 +126,35 @@ def directions(numbers: Numbers) -> list[Direction]:
             ("image_to_text", images, captions),
         ):
             recalls = [
-                Recall(k, values[f"{name}_r{k}"], values[f"{name}_r{k}_chance"], queries, images)
+                Recall(
+                    k,
+                    values[f"{name}_r{k}"],
+                    values[f"{name}_r{k}_chance"],
+                    queries,
+                    images,
+                    ends_of(values, f"{name}_r{k}"),
+                )
                 for k in RECALLS
             ]
-            median = values[f"{name}_median_rank"]
-            text_to_image = name == "text_to_image"
-            rows.append(Direction(gallery, text_to_image, queries, candidates, recalls, median))
+            rows.append(
+                Direction(
+                    gallery,
+                    name == "text_to_image",
+                    queries,
+                    candidates,
+                    recalls,
+                    values[f"{name}_median_rank"],
+                    values.get(f"{name}_map"),
+                    ends_of(values, f"{name}_map"),
+                )
+            )
     return rows
+
+
+def ends_of(values: Mapping[str, float], name: str) -> tuple[float, float] | None:
+    """The interval of a number, if there is one."""
+    low, high = (values.get(f"{name}_{end}") for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
 
 
 def terminal_table(numbers: Numbers) -> str:
@@ -225,20 +259,42 @@ class Category:
     images: int
     image_to_text_hits: int
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """text → image, image → text."""
+        return self.text_to_image_hits / self.captions, self.image_to_text_hits / self.images
+
+    @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """95 %, of both shares, with images as what is independent."""
+        return [wilson(share, self.images) for share in self.shares]
+
 
 def categories(retrieval: Retrieval, scores: np.ndarray) -> list[Category]:
-    """By the examples' attribute ``category``, the largest first; empty where none has one.
+    """By the examples' attribute ``category``, or else by groups of several images, the worst
+    first; empty where there is neither.
 
     Scores are ``[images, captions]``; the search is among all examples, not within the category.
     """
-    names = np.array([example.attributes.get("category", "") for example in retrieval.examples])
+    names = np.array(category_names(retrieval))
     text_to_image, image_to_text = (found <= 10 for found in retrieval.ranks(scores))
     rows = []
     for name in sorted(set(names.tolist()) - {""}):
         images, captions = names == name, names[retrieval.owner] == name
         hits = int(text_to_image[captions].sum()), int(image_to_text[images].sum())
         rows.append(Category(name, int(captions.sum()), hits[0], int(images.sum()), hits[1]))
-    return sorted(rows, key=lambda row: -row.images)[:CATEGORIES_SHOWN]
+    largest = sorted(rows, key=lambda row: -row.images)[:CATEGORIES_SHOWN]
+    return sorted(largest, key=lambda row: sum(row.shares))
+
+
+def category_names(retrieval: Retrieval) -> list[str]:
+    """The category of each image, or else its group where that has several images; or ""."""
+    named = [example.attributes.get("category", "") for example in retrieval.examples]
+    if any(named):
+        return named
+    groups = [example.group for example in retrieval.examples]
+    sizes = Counter(groups)
+    return [group if sizes[group] > 1 else "" for group in groups] if len(sizes) > 1 else named
 
 
 def percent(share: float) -> str:

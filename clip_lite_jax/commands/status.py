@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_lite_jax.commands.arguments import Subparsers, local, place_of
+from clip_lite_jax.errors import ConfigError
 
 
 def add(commands: Subparsers) -> None:
@@ -19,8 +20,11 @@ def add(commands: Subparsers) -> None:
     status.add_argument("--verify", action="store_true", help="read the checkpoints' files, too")
     status.set_defaults(call=_status)
 
-    report = commands.add_parser("report", help="write the report of a run again")
-    report.add_argument("workdir", help="folder of the run, or its URL")
+    report = commands.add_parser(
+        "report", help="write the report of a run again, or compare several runs"
+    )
+    report.add_argument("workdir", nargs="+", help="folder of a run, or its URL; several: compare")
+    report.add_argument("--out", type=Path, help="where a comparison goes; default: compare.html")
     report.set_defaults(call=_report)
 
 
@@ -42,10 +46,19 @@ def _status(known: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _report(known: argparse.Namespace, rest: Sequence[str]) -> None:
     del rest
+    if len(known.workdir) > 1:
+        from clip_lite_jax.apps.compare import write_comparison
+
+        runs = [(str(place_of(name)), local(name)) for name in known.workdir]
+        print(write_comparison(runs, known.out or Path("compare.html")))
+        return
+    if known.out is not None:
+        raise ConfigError("--out is for comparisons: the report of one run goes into its folder")
     from clip_lite_jax.apps.report import write_report
 
-    workdir = place_of(known.workdir)
-    report = write_report(local(known.workdir), str(workdir))
+    (name,) = known.workdir
+    workdir = place_of(name)
+    report = write_report(local(name), str(workdir))
     if not isinstance(workdir, Path):
         (workdir / report.name).upload(report)
     print(workdir / report.name)

@@ -27,6 +27,9 @@ class Vocabulary(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def unknown(self) -> int | None: ...
+
     def encode(self, captions: Sequence[str]) -> list[list[int]]: ...
 
 
@@ -50,6 +53,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Ids are below it."""
         return self._vocabulary.size
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of what the vocabulary does not have; None where there is none such."""
+        return self._vocabulary.unknown
 
     @property
     def file_name(self) -> str:
@@ -84,6 +92,8 @@ class SentencePieces:
         except RuntimeError as error:
             raise ValueError(f"not a SentencePiece model: {error}") from error
         self.size = self._processor.get_piece_size()
+        unknown = self._processor.unk_id()
+        self.unknown = unknown if unknown >= 0 else None
         self._limit = max_tokens
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
@@ -111,6 +121,8 @@ class HuggingFace:
         # Here, as threads that encode may not change a tokenizer that they share.
         self._tokenizer.enable_truncation(max_tokens)
         self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self.unknown = self._tokenizer.token_to_id(unknown) if unknown else None
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
@@ -122,7 +134,7 @@ class Words:
     def __init__(self, model: bytes, max_tokens: int) -> None:
         words = model.removeprefix(WORDS).decode().split("\n")
         self._index = {word: number for number, word in enumerate(words)}
-        self.size = len(words)
+        self.size, self.unknown = len(words), None
         self._split = pre_tokenizers.BertPreTokenizer()
         self._limit = max_tokens
 

@@ -1,6 +1,8 @@
 """Cross-modal retrieval: text → image and image → text on one gallery."""
 
 import hashlib
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from clip_lite_jax.data import caption_ops
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import Source
+from clip_lite_jax.evaluators.bootstrap import with_shared_intervals
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, load_images
 from clip_lite_jax.evaluators.ranking import (
     Counts,
@@ -21,6 +24,9 @@ from clip_lite_jax.train_step import EncodeFns
 
 RECALLS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
+KEPT_QUERIES = 30_000
+"""Captions; of larger galleries the ranks of single queries are not kept, which are narrow enough
+without: ``results.json`` is to stay small."""
 
 
 class Retrieval:
@@ -52,11 +58,28 @@ class Retrieval:
         self.inputs, self.batch_size = inputs, batch_size
 
     def run(self, fns: EncodeFns) -> dict[str, float]:
-        if self.averaged is not None:
-            return retrieval_metrics(self.scores(fns), self.owner)
-        return metrics_of(count(fns, *self._embedded(fns), self.owner), self.owner)
+        return self.measure(fns)[0]
 
-    def _embedded(self, fns: EncodeFns) -> tuple[np.ndarray, np.ndarray]:
+    def measure(self, fns: EncodeFns) -> tuple[dict[str, float], "Queries"]:
+        """The metrics, recalls and mean average precisions with intervals, and what they are of.
+
+        Intervals are over the groups, as far as they are in the gallery: the captions of an image
+        and the images of one thing are drawn together.
+        """
+        counts = (
+            count(fns, *self.embedded(fns), self.owner)
+            if self.averaged is None
+            else dense_counts(self.scores(fns), self.owner)
+        )
+        _, groups = np.unique([example.group for example in self.examples], return_inverse=True)
+        metrics = metrics_of(counts, self.owner) | retrieval_intervals(counts, self.owner, groups)
+        ids = hashlib.blake2b(digest_size=16)
+        for text in [example.id for example in self.examples] + self.captions:
+            ids.update(f"{len(text)} {text}\n".encode(errors="surrogatepass"))
+        found = dict(zip(DIRECTIONS, ranks(counts, self.owner), strict=True))
+        return metrics, Queries(ids.hexdigest(), groups, self.owner, found)
+
+    def embedded(self, fns: EncodeFns) -> tuple[np.ndarray, np.ndarray]:
         """Images ``[N, D]`` and texts ``[M, D]``."""
         return (
             encode_images(fns, self.images, self.batch_size),
@@ -69,11 +92,58 @@ class Retrieval:
 
     def scores(self, fns: EncodeFns) -> np.ndarray:
         """T of every image with every caption, or its mean over those of an image: ``[N, M]``."""
-        scores = np.asarray(fns.matrix(*self._embedded(fns)))
+        return self.scores_of(fns, *self.embedded(fns))
+
+    def scores_of(self, fns: EncodeFns, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """`scores` of what was `embedded`."""
+        scores = np.asarray(fns.matrix(images, texts))
         if self.averaged is None:
             return scores
         ends = np.cumsum(self.averaged)
         return np.add.reduceat(scores, ends - self.averaged, axis=1) / self.averaged
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The ranks of a gallery's single queries: what two runs are compared by, query by query."""
+
+    ids: str
+    """A hash of the ids and captions of the gallery: equal ones have the same queries."""
+    groups: np.ndarray
+    """int ``[images]``: what is drawn together."""
+    owner: np.ndarray
+    """int ``[captions]``: the image of each."""
+    ranks: dict[str, np.ndarray]
+    """By direction."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers as text, which takes a line of JSON each; nothing where there are too many."""
+        if len(self.owner) > KEPT_QUERIES:
+            return {}
+        each = np.bincount(self.owner, minlength=len(self.groups))
+        return {"ids": self.ids} | {
+            name: " ".join(map(str, array.tolist()))
+            for name, array in ({"groups": self.groups, "captions": each} | self.ranks).items()
+        }
+
+    @staticmethod
+    def from_json(values: Any) -> "Queries | None":
+        """None where there are none, or they do not fit together."""
+        try:
+            arrays = {
+                name: np.array(values[name].split(), np.int64)
+                for name in ("groups", "captions", *DIRECTIONS)
+            }
+            ids = str(values["ids"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            return None
+        groups, each = arrays.pop("groups"), arrays.pop("captions")
+        to_image, to_text = arrays.values()
+        if not len(groups) or len(groups) != len(each) or len(to_text) != len(groups):
+            return None
+        if each.min() < 1 or each.max() > len(to_image) or each.sum() != len(to_image):
+            return None
+        return Queries(ids, groups, np.repeat(np.arange(len(groups)), each), arrays)
 
 
 def select(source: Source, config: RetrievalConfig) -> list[int]:
@@ -110,6 +180,22 @@ def metrics_of(counts: Counts, owner: np.ndarray) -> dict[str, float]:
         metrics[f"{name}_mean_rank"] = float(np.mean(found))
         metrics[f"{name}_map"] = float(np.mean(precision))
     return metrics
+
+
+def retrieval_intervals(counts: Counts, owner: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """``NAME_low`` and ``NAME_high`` of the recalls and mean average precisions; groups
+    ``[images]`` are drawn with replacement, once for all of them.
+
+    The gallery stays as it is: how the numbers change with the wrong answers is not in it.
+    """
+    parts = []
+    for (name, found, precision), clusters in zip(
+        per_query(counts, owner), (groups[owner], groups), strict=True
+    ):
+        values = {f"{name}_r{k}": found <= k for k in RECALLS} | {f"{name}_map": precision}
+        parts.append((values, clusters))
+    found_ends = with_shared_intervals(parts)
+    return {key: end for key, end in found_ends.items() if key.endswith(("_low", "_high"))}
 
 
 def per_query(counts: Counts, owner: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from clip_lite_jax.config import RetrievalConfig
 from clip_lite_jax.config.types import STRICT, PositiveInt
 from clip_lite_jax.errors import ConfigError, DataError
-from clip_lite_jax.evaluators.bootstrap import with_intervals
+from clip_lite_jax.evaluators.bootstrap import with_shared_intervals
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_usable
 from clip_lite_jax.evaluators.ranking import count
 from clip_lite_jax.evaluators.reranking import reranked
@@ -115,19 +115,15 @@ def _intervals(folds: Sequence[_Fold]) -> dict[str, float]:
 
     Galleries stay as they are: how the numbers change with the wrong answers is not in it.
     """
-    found: dict[str, float] = {}
-    start, clusters = 0, []
-    for fold in folds:
-        clusters.append(start + fold.owner)
-        start += int(fold.owner[-1]) + 1
-    for number, of in enumerate((np.concatenate(clusters), np.arange(start))):
+    starts = np.cumsum([0] + [int(fold.owner[-1]) + 1 for fold in folds])
+    owner = np.concatenate([s + fold.owner for s, fold in zip(starts, folds, strict=False)])
+    parts = []
+    for number, clusters in enumerate((owner, np.arange(starts[-1]))):
         name = folds[0].queries[number][0]
         ranks = np.concatenate([fold.queries[number][1] for fold in folds])
         precisions = np.concatenate([fold.queries[number][2] for fold in folds])
-        values = {f"{name}_r{k}": ranks <= k for k in RECALLS} | {f"{name}_map": precisions}
-        found |= {
-            key: value
-            for key, value in with_intervals(values, of).items()
-            if key.endswith(("_low", "_high"))
-        }
-    return found
+        parts.append(
+            ({f"{name}_r{k}": ranks <= k for k in RECALLS} | {f"{name}_map": precisions}, clusters)
+        )
+    found = with_shared_intervals(parts)
+    return {key: value for key, value in found.items() if key.endswith(("_low", "_high"))}
