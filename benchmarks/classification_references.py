@@ -41,7 +41,7 @@ def definitions(path: Path, names: tuple[str, ...], **known: Any) -> dict[str, A
     return space
 
 
-def zero_shot() -> dict[str, np.ndarray]:
+def zero_shot() -> dict[str, Any]:
     """clip-benchmark on `cases.zero_shot`."""
     case = cases.zero_shot()
     texts = {text: torch.from_numpy(row) for text, row in case.texts.items()}
@@ -75,7 +75,7 @@ def zero_shot() -> dict[str, np.ndarray]:
     return {name: np.float64(found[name]) for name in ("acc1", "acc5", "mean_per_class_recall")}
 
 
-def svm(virtex: Path) -> dict[str, np.ndarray]:
+def svm(virtex: Path) -> dict[str, Any]:
     """VirTex's function on each class of `cases.svm`."""
     logger = SimpleNamespace(info=lambda *_: None)
     function = definitions(
@@ -95,7 +95,7 @@ def svm(virtex: Path) -> dict[str, np.ndarray]:
     return {"voc_average_precision": np.array(found)}
 
 
-def sgd(virtex: Path) -> dict[str, np.ndarray]:
+def sgd(virtex: Path) -> dict[str, Any]:
     """torch's SGD with VirTex's schedule on `cases.probe`, from our initial weights and order."""
     schedule = definitions(
         virtex / "virtex" / "optim" / "lr_scheduler.py",
@@ -130,7 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("virtex", type=Path, help="a clone of github.com/kdexd/virtex")
     virtex = parser.parse_args().virtex
-    np.savez_compressed(OUT, **zero_shot(), **svm(virtex), **sgd(virtex))
+    found: dict[str, Any] = zero_shot() | svm(virtex) | sgd(virtex)
+    np.savez_compressed(OUT, **found)
 
 
 if __name__ == "__main__":

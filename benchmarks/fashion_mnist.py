@@ -39,7 +39,10 @@ TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_probe", {"method": "lbfgs", "c": 0.01}),
     ("linear_probe", {"method": "lbfgs", "shots": [1, 5, 20]}),
 )
-PIXELS = (("knn", {}), ("linear_probe", {"method": "lbfgs", "c": 0.01, "shots": [1, 5, 20]}))
+PIXELS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("knn", {}),
+    ("linear_probe", {"method": "lbfgs", "c": 0.01, "shots": [1, 5, 20]}),
+)
 
 
 class RawPixels:

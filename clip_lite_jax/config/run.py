@@ -38,7 +38,7 @@ class RetrievalConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskConfig:
-    """One of `evaluators.tasks.TASKS`, on data of its own or those of the run."""
+    """One of `evaluators.registry.TASKS`, on data of its own or those of the run."""
 
     task: str
     source: str = ""
@@ -46,7 +46,7 @@ class TaskConfig:
     fields: dict[str, Any] = Field(default_factory=dict)
     """Fields of `data` that this source needs otherwise: ``{"class_caption": "a {}"}``."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Of the task; `clip-lite eval --help` lists them."""
+    """Of the task; `clip-lite eval --tasks` lists them."""
     while_training: bool = False
     """At every evaluation during training, too, not only once at the end."""
 
