@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import ImageInput, TextInput
@@ -96,26 +97,33 @@ def encode_usable(
     indices: Sequence[int],
     batch_size: int,
     bad: BadExamples,
+    view: Callable[[Any, int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples are usable, int64 ``[N]``, and what `encode` makes of their pictures
-    ``[N, D]``; the others are added to `bad`."""
-    usable, rows = [], []
+    """Which of `indices` are of usable examples, int64 ``[N]``, and what `encode` makes of their
+    pictures ``[N, D]``; the others are added to `bad`.
+
+    ``view(opened, index)`` makes what is encoded; by default it is the view of evaluation.
+    """
+    make = view or (lambda opened, _: inputs.view(opened))
+    kept, rows = [], []
     found = encode_views(
         encode,
-        lambda index: inputs.view(inputs.open(source, index)),
+        lambda index: make(inputs.open(source, index), index),
         inputs.blank,
         indices,
         batch_size,
     )
-    for index, row in zip(indices, found, strict=True):
+    bar = tqdm(found, "encoding", len(indices), unit="pictures", disable=None)
+    for number, row in enumerate(bar):
         if isinstance(row, str):
-            bad.add(source.metadata(index).id, row)
+            bad.add(source.metadata(indices[number]).id, row)
         else:
-            usable.append(index)
+            kept.append(number)
             rows.append(row)
-    like = jax.eval_shape(encode, np.stack([inputs.blank] * batch_size))
-    stacked = np.stack(rows) if rows else np.zeros((0, *like.shape[1:]), np.float32)
-    return np.array(usable, np.int64), stacked
+    if rows:
+        return np.array(kept, np.int64), np.stack(rows)
+    like = np.asarray(encode(np.stack([inputs.blank] * batch_size)))
+    return np.zeros(0, np.int64), np.zeros((0, *like.shape[1:]), np.float32)
 
 
 def stack_or_empty(arrays: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray:
@@ -126,11 +134,6 @@ def stack_or_empty(arrays: Sequence[np.ndarray], like: np.ndarray) -> np.ndarray
 def encode_images(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
     """``[N, H, W, 3]`` uint8, or features ``[N, F]`` → ``[N, D]``."""
     return in_batches(fns.image, (images,), batch_size)
-
-
-def encode_features(fns: EncodeFns, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """``[N, H, W, 3]`` uint8 → the encoder's features, before the critic, ``[N, F]``."""
-    return in_batches(fns.image_features, (images,), batch_size)
 
 
 def encode_captions(

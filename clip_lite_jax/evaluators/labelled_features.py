@@ -4,22 +4,18 @@ A class is ImageNet's ``wnid`` where a picture has one, for its names are not un
 ``label``.  Pictures of several labels, or of none, are left out; `voc_svm` reads those itself.
 """
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from tqdm import tqdm
 
 from clip_lite_jax.data.inputs import Pixels
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source
-from clip_lite_jax.errors import BadImage, ConfigError, DataError
-from clip_lite_jax.evaluators.encoding import encode_features, encode_images
+from clip_lite_jax.errors import ConfigError, DataError
+from clip_lite_jax.evaluators.encoding import encode_images, encode_usable
 from clip_lite_jax.evaluators.tasks import TaskData
 from clip_lite_jax.train_step import EncodeFns
 
@@ -196,48 +192,16 @@ def _encode(
     places: np.ndarray,
     view: Callable[[Any, int], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures are decoded in threads, a batch ahead of the one that is encoded."""
-
-    def read(place: int) -> np.ndarray | BadImage:
-        try:
-            return view(data.inputs.image.open(source, place), place)
-        except BadImage as error:
-            return error
-
-    kept: list[int] = []
-    parts: list[np.ndarray] = []
-    with (
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        tqdm(total=len(places), desc="encoding", unit="pictures", disable=None) as bar,
-    ):
-        start = 0
-        for batch in _ahead(pool, read, places.tolist(), data.batch_size):
-            images = []
-            for number, image in enumerate(batch, start):
-                if isinstance(image, BadImage):
-                    data.bad.add(source.metadata(int(places[number])).id, str(image))
-                else:
-                    images.append(image)
-                    kept.append(number)
-            start += len(batch)
-            if images:
-                found = encode_features(fns, np.stack(images), data.batch_size)
-                parts.append(found.astype(np.float32))
-            bar.update(len(batch))
-    features = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    return features, np.array(kept, np.int64)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[int], Any], items: Sequence[int], size: int
-) -> Iterator[list[Any]]:
-    pending: deque[list[Future[Any]]] = deque()
-    for start in range(0, len(items), size):
-        pending.append([pool.submit(read, item) for item in items[start : start + size]])
-        if len(pending) > 1:
-            yield [future.result() for future in pending.popleft()]
-    while pending:
-        yield [future.result() for future in pending.popleft()]
+    kept, features = encode_usable(
+        fns.image_features,
+        data.inputs.image,
+        source,
+        places.tolist(),
+        data.batch_size,
+        data.bad,
+        view,
+    )
+    return features, kept
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -66,10 +66,10 @@ class RetrievalTask(TaskEvaluator):
 
     def outcome(self, fns: EncodeFns) -> Outcome:
         data, options = self.data, self.options
-        usable, images = encode_usable(
+        kept, images = encode_usable(
             fns.image, data.inputs.image, self.source, self.chosen, data.batch_size, data.bad
         )
-        examples = [self.source.metadata(index) for index in usable.tolist()]
+        examples = [self.source.metadata(index) for index in np.array(self.chosen)[kept].tolist()]
         captions = [e.captions[: options.captions_per_image] for e in examples]
         if not captions:
             raise DataError(f"split {options.split!r}: none of its pictures can be used")
