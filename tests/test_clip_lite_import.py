@@ -113,8 +113,13 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert error.max() < 1e-4
 
 
+@pytest.mark.parametrize("case", ["rn18_bert4_dot_ssl"], indirect=True)
 def test_training_is_as_published(case: tuple[Reference, DualEncoderModel]) -> None:
-    published, loaded = case
+    """With all terms of the loss; of the others: tests/long/test_clip_lite_training.py."""
+    assert_training_is_as_published(*case)
+
+
+def assert_training_is_as_published(published: Reference, loaded: DualEncoderModel) -> None:
     with jax.enable_x64():
         (total, learned), gradient, model = train_once(published, loaded)
         named = to_state_dict(model, gradient, learned.model_state)
