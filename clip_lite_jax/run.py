@@ -140,7 +140,9 @@ class Run:
         """Those of `eval.tasks`.  All are built each time: none fails first at the end of a run."""
         found: dict[str, Evaluator] = {}
         for name, task in self.config.eval.tasks.items():
-            data = TaskData(self.sources, inputs, self.config.eval.batch_size, self.bad)
+            # Texts of a task need not be among those whose features are kept.
+            own = TowerInputs(inputs.image, self.tokenizer)
+            data = TaskData(self.sources, own, self.config.eval.batch_size, self.bad)
             if task.source:
                 fields = data_of(task, self.config.data)
                 bad = BadExamples(self.workdir / f"skipped-{name}.jsonl")

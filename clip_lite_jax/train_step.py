@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from clip_lite_jax.batch import Batch
 from clip_lite_jax.color_jitter import color_jitter
 from clip_lite_jax.config import MeshConfig
-from clip_lite_jax.evaluators.ranking import block_counts
 from clip_lite_jax.files import cache_folder
 from clip_lite_jax.flops import flops
 from clip_lite_jax.gathering import in_pieces
 from clip_lite_jax.learner import Learner, make_gradient
 from clip_lite_jax.models import Model
 from clip_lite_jax.models.heat_maps import heat_maps
+from clip_lite_jax.models.score_counts import block_counts
 from clip_lite_jax.negatives import Pairs, remember
 from clip_lite_jax.sharding import (
     any_rows,
@@ -178,7 +178,7 @@ class EncodeFns:
     pairs: Callable[[Any, Any], Array]  # [B, D], [B, D] -> [B]
     matrix: Callable[[Any, Any], Array]  # [N, D], [M, D] -> [N, M]
     image_features: Callable[[Any], Array]  # [B, H, W, 3] uint8 -> [B, F], before the critic
-    counts: Callable[..., tuple[Array, Array, Array]]  # `evaluators.ranking.block_counts`
+    counts: Callable[..., tuple[Array, Array, Array]]  # `score_counts.block_counts`
     heat_maps: Callable[[Any, Any, Any], Array]  # image and text inputs -> [B, h, w], `heat_maps`
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.sources import Source, build_sources, fingerprint
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.evaluators.registry import TASKS, build_task, task_of
+from clip_lite_jax.evaluators.registry import TASKS, build_task, options_of, task_of
 from clip_lite_jax.evaluators.tasks import TaskData, data_of
 from clip_lite_jax.files import write_atomic
 from clip_lite_jax.inference import DualEncoderModel
@@ -53,11 +53,17 @@ class Result:
     metrics: dict[str, float | None]
     """None where there is no finite number."""
     model: dict[str, Any]
+    """`Identity`."""
     data: dict[str, Any]
+    """``fingerprint`` and ``splits``, the number of examples of each."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of `data`, that the source needed otherwise."""
     options: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    bad_count: int = 0
+    """Examples of the source that could not be used, by this task or those before it."""
     bad_examples: dict[str, str] = field(default_factory=dict)
-    """Ids of examples that could not be used, with reasons; the first hundred."""
+    """The first hundred of them, with reasons."""
     seconds: float = 0.0
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -69,48 +75,52 @@ def evaluate_model(
     tasks: Sequence[TaskConfig],
     out: Path,
     done: Callable[[Path, Result], None] = lambda path, result: None,
+    own_folder: bool = False,
 ) -> list[Path]:
     """Runs tasks one after another and writes a file for each, and pages beside it.
 
     `name` is what results call the model: its folder or URL.  A task that fails takes nothing from
-    those before it.  `done` is told of each.
+    those before it.  `done` is told of each.  In the model's `own_folder` files need not say which
+    model they are of.
 
     Raises:
       ConfigError, DataError: what is asked for cannot be measured.
     """
+    for task in tasks:  # before any of them takes its time
+        options_of(task.task, task.options)
+        data_of(task, model.config.data)
+    identity = identity_of(model, name).to_json()
     opened: dict[str, _Opened] = {}
     written = []
     for task in tasks:
         start = time.perf_counter()
-        key = json.dumps([task.source, task.fields], sort_keys=True)
-        if key not in opened:
-            opened[key] = _open(model, task)
-        splits, bad, data = opened[key].splits, opened[key].bad, opened[key].data
-        inputs = TowerInputs(model.pixels, model.tokenizer)
-        evaluator = build_task(
-            task.task, TaskData(splits, inputs, model.batch_size, bad), task.options
+        splits = opened.setdefault(
+            json.dumps([task.source, task.fields], sort_keys=True),
+            _Opened(data_of(task, model.config.data)),
         )
+        inputs = TowerInputs(model.pixels, model.tokenizer)
+        data = TaskData(splits, inputs, model.batch_size, splits.bad)
+        evaluator = build_task(task.task, data, task.options)
         outcome = evaluator.outcome(model.fns)
         result = Result(
             task=task.task,
             source=task.source,
             protocol=evaluator.protocol,
-            metrics={key: _finite(value) for key, value in outcome.metrics.items()},
-            model=identity_of(model, name).to_json(),
-            data={
-                "fingerprint": fingerprint(splits),
-                "splits": {split: len(source) for split, source in splits.items()},
-                "fields": _changed(data),
-            },
+            metrics={**outcome.metrics},
+            model=identity,
+            data=splits.facts(),
+            fields=dict(task.fields),
             options=dict(task.options),
             tables=outcome.tables,
-            bad_examples=dict(list(bad.reasons.items())[:BAD_LISTED]),
+            bad_count=len(splits.bad),
+            bad_examples=dict(list(splits.bad.reasons.items())[:BAD_LISTED]),
             seconds=time.perf_counter() - start,
             provenance=provenance(),
         )
-        path = out / file_name(task)
+        path = out / file_name(task, "" if own_folder else identity["weights"][:8])
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+        content = json.dumps(_finite(asdict(result)), indent=1, allow_nan=False)
+        write_atomic(path, content + "\n")
         if task.task in PAGES:
             page = PAGES[task.task](evaluator, model.fns, outcome)
             write_atomic(path.with_suffix(".html"), page)
@@ -119,24 +129,44 @@ def evaluate_model(
     return written
 
 
-@dataclass(frozen=True)
-class _Opened:
-    splits: Mapping[str, Source]
-    bad: BadExamples
-    data: DataConfig
+class _Opened(Mapping[str, Source]):
+    """The splits of a source, which is read when one of them is asked for: not all tasks do."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.data, self.bad = data, BadExamples()
+        self._splits: dict[str, Source] | None = None
+
+    def _found(self) -> dict[str, Source]:
+        if self._splits is None:
+            self._splits = build_sources(self.data, self.bad, training=False)
+        return self._splits
+
+    def __getitem__(self, name: str) -> Source:
+        return self._found()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found())
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of its data; nothing where they were not needed."""
+        if self._splits is None:
+            return {"fingerprint": "", "splits": {}}
+        return {
+            "fingerprint": fingerprint(self._splits),
+            "splits": {split: len(source) for split, source in self._splits.items()},
+        }
 
 
-def _open(model: DualEncoderModel, task: TaskConfig) -> _Opened:
-    data, bad = data_of(task, model.config.data), BadExamples()
-    return _Opened(build_sources(data, bad, training=False), bad, data)
-
-
-def file_name(task: TaskConfig) -> str:
-    """The same for the same question, another for another."""
+def file_name(task: TaskConfig, model: str = "") -> str:
+    """The same for the same question, another for another; beside results of other models with a
+    name of the `model`."""
     asked = json.dumps([task.source, task.fields, task.options], sort_keys=True)
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     words = re.sub(r"[^\w.-]+", "_", Path(task.source).name)[:60] or "own_data"
-    return f"{task.task}-{words}-{digest}.json"
+    return "-".join(filter(None, (task.task, words, model, digest))) + ".json"
 
 
 def options_text() -> str:
@@ -144,19 +174,19 @@ def options_text() -> str:
     lines = ["tasks, with their options (--TASK.OPTION=VALUE) and defaults:"]
     for name, task in TASKS.items():
         lines.append(f"  {name}: {task.summary}")
-        values = ", ".join(f"{key}={value!r}" for key, value in asdict(task.options()).items())
+        options = asdict(task.options()).items()
+        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in options)
         lines.append(f"      {values}")
     return "\n".join(lines)
 
 
-def _changed(data: DataConfig) -> dict[str, Any]:
-    """The fields of `data` that are not as they are by default."""
-    values, usual = (json.loads(json.dumps(asdict(d))) for d in (data, DataConfig()))
-    return {key: value for key, value in values.items() if value != usual[key]}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """The same with None for every number that is none: JSON has no such."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_result(path: Path) -> Result:
@@ -166,7 +196,7 @@ def read_result(path: Path) -> Result:
       ConfigError: it is none, or of another version.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no result of clip-lite eval: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -176,3 +206,7 @@ def read_result(path: Path) -> Result:
         return from_dict(Result, values)
     except ConfigError as error:
         raise ConfigError(f"{path} is no result of clip-lite eval: {error}") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,56 +1,89 @@
 """Results of `clip-lite eval`, of several models side by side."""
 
+import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clip_lite_jax.apps.evaluation import FOLDER, Result, read_result
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.files import CONFIG_FILE
+
+log = logging.getLogger(__name__)
 
 ENDS = ("_low", "_high")
 
 
 def read_results(places: Sequence[Path]) -> dict[str, list[Result]]:
-    """The results in each place, a result file or the folder of a model, by its name.
+    """The results in each place, a result file or the folder of a model or of results, by its name.
+
+    Files that are no results are passed over, and the log says so.
 
     Raises:
       ConfigError: there are none in one of them.
     """
-    found = {}
-    for place in places:
+    found: dict[str, list[Result]] = {}
+    for place, name in zip(places, _short(places), strict=True):
+        if not place.is_dir():
+            found[name] = [read_result(place)]
+            continue
         folder = place / FOLDER if (place / FOLDER).is_dir() else place
-        files = sorted(folder.glob("*.json")) if folder.is_dir() else [place]
-        if not files:
+        # Those of a run's or an export's own are no results.
+        files = [] if (place / CONFIG_FILE).exists() and folder == place else folder.glob("*.json")
+        found[name] = []
+        for file in sorted(files):
+            try:
+                found[name].append(read_result(file))
+            except ConfigError as error:
+                log.warning("%s", error)
+        if not found[name]:
             raise ConfigError(f"{place} holds no results: clip-lite eval {place} TASK makes them")
-        found[str(place)] = [read_result(file) for file in files]
     return found
 
 
+def _short(places: Sequence[Path]) -> list[str]:
+    """Names as short as tells them apart: the last parts of their paths."""
+    parts = [[p for p in place.resolve().parts if p != FOLDER] or ["/"] for place in places]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of[-count:]) for of in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("--table: one place is named twice")
+
+
 def table(results: dict[str, list[Result]]) -> str:
-    """A column for each model, a row for each number, results of one protocol and data together."""
+    """A column for each model, a row for each number, results of one question together."""
     lines = []
     for question in dict.fromkeys(_question(r) for of in results.values() for r in of):
         columns = {
-            name: next((r for r in of if _question(r) == question), None)
-            for name, of in results.items()
+            name: [r for r in of if _question(r) == question] for name, of in results.items()
         }
-        some = next(r for r in columns.values() if r is not None)
-        lines += [
-            "",
-            f"{some.task} on {some.source or 'the data of the run'}",
-            f"  {some.protocol}",
-        ]
-        lines += [f"  data {some.data['fingerprint'][:12]}", ""]
-        rows = [[""] + [Path(name).name for name in columns]]
-        metrics = (r.metrics for r in columns.values() if r is not None)
-        for metric in dict.fromkeys(m for of in metrics for m in of if not m.endswith(ENDS)):
-            rows.append([metric, *(_cell(result, metric) for result in columns.values())])
-        lines += _aligned(rows)
+        for number in range(max(map(len, columns.values()))):
+            some = {name: of[number] for name, of in columns.items() if number < len(of)}
+            lines += _part(list(results), some)
     return "\n".join(lines[1:])
+
+
+def _part(names: Sequence[str], some: dict[str, Result]) -> list[str]:
+    """The results of one question, at most one of each model."""
+    first = next(iter(some.values()))
+    settings = [f"{key}={value}" for key, value in {**first.options, **first.fields}.items()]
+    lines = ["", f"{first.task} on {first.source or 'the data of the run'}", f"  {first.protocol}"]
+    if settings:
+        lines.append(f"  {', '.join(settings)}")
+    if data := str(first.data.get("fingerprint", "")):
+        lines.append(f"  data {data[:12]}")
+    rows = [["", *names]]
+    metrics = dict.fromkeys(m for r in some.values() for m in r.metrics if not m.endswith(ENDS))
+    rows += [[metric, *(_cell(some.get(name), metric) for name in names)] for metric in metrics]
+    return [*lines, "", *_aligned(rows)]
 
 
 def _question(result: Result) -> tuple[str, ...]:
     """What results must share to stand side by side."""
-    return result.task, result.source, result.protocol, str(result.data["fingerprint"])
+    asked = json.dumps([result.options, result.fields], sort_keys=True)
+    data = str(result.data.get("fingerprint", ""))
+    return result.task, result.source, result.protocol, asked, data
 
 
 def _cell(result: Result | None, metric: str) -> str:

@@ -98,7 +98,7 @@ def tasks_of_model(workdir: Path, step: int | None = None) -> tuple[list[TaskRes
                 origin,
                 _metrics(result.metrics),
                 _tables(result.tables),
-                len(result.bad_examples),
+                result.bad_count,
             )
         )
     return found, problems

@@ -52,3 +52,10 @@ def data_config(source: str, rest: Sequence[str]) -> "DataConfig":
     if source == "mixture" and not data.mixture:
         raise ConfigError("mixture: name its parts with --config.data.mixture='{...}'")
     return data
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as a type of argparse's."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)

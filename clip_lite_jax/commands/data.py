@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clip_lite_jax.commands.arguments import Subparsers, data_config
+from clip_lite_jax.commands.arguments import Subparsers, data_config, positive
 
 
 def add(commands: Subparsers) -> None:
@@ -18,7 +18,7 @@ def add(commands: Subparsers) -> None:
     check.add_argument("source", help="as data.source; mixture for --config.data.mixture")
     check.add_argument("--out", type=Path, default=Path("check"), help="folder to write to (check)")
     check.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
+        "--processes", type=positive, default=os.cpu_count() or 1, help="default: one for each core"
     )
     check.set_defaults(call=_check, takes_fields=True)
     splits = commands.add_parser(
@@ -39,15 +39,17 @@ def add(commands: Subparsers) -> None:
     convert.add_argument("source", help="as data.source; mixture for --config.data.mixture")
     convert.add_argument("folder", help="to write to, or a URL: empty, or a conversion cut short")
     convert.add_argument("--format", default="records", help="records (default) or tfds")
-    convert.add_argument("--resize", type=int, help="make larger pictures' shorter side this long")
-    convert.add_argument("--per-shard", type=int, default=4096, help="examples of a file (4096)")
+    convert.add_argument(
+        "--resize", type=positive, help="make the shorter side of larger pictures this"
+    )
+    convert.add_argument("--per-shard", type=positive, default=4096, help="of a file (4096)")
     convert.add_argument("--name", default="pairs", help="of the data set, for tfds (pairs)")
     convert.add_argument("--no-check", action="store_true", help="do not decode the pictures")
     convert.add_argument(
         "--decisions", type=Path, metavar="FILE", help="leave out what it drops (clip-lite score)"
     )
     convert.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core"
+        "--processes", type=positive, default=os.cpu_count() or 1, help="default: one for each core"
     )
     convert.add_argument(
         "--beam",

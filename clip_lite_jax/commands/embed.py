@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_lite_jax.commands.arguments import Subparsers, data_config, local
+from clip_lite_jax.commands.arguments import Subparsers, data_config, local, positive
 from clip_lite_jax.errors import ConfigError
 
 ANY_FIELD = "any field of data: --config.data.caption_columns='[\"title\"]'"
@@ -26,7 +26,7 @@ def add(commands: Subparsers) -> None:
         "--format", default="arrayrecord", help="arrayrecord (default), parquet or npy"
     )
     embed.add_argument("--unit", action="store_true", help="scale rows to length 1")
-    embed.add_argument("--per-shard", type=int, default=4096, help="examples of a file (4096)")
+    embed.add_argument("--per-shard", type=positive, default=4096, help="examples of a file (4096)")
     _add_shared(embed)
     embed.set_defaults(call=_embed, takes_fields=True)
 
@@ -48,14 +48,14 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         "--split", action="append", default=[], help="of the source; may be repeated (all)"
     )
     parser.add_argument("--dtype", default="float32", help="of the rows: float32 or float16")
-    parser.add_argument("--batch-size", type=int, default=64, help="on the device (64)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="on the device (64)")
     parser.add_argument(
         "--fast",
         action="store_true",
         help="decode large JPEG files at a smaller scale: sooner, and almost the same rows",
     )
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="that decode pictures (cores)"
+        "--threads", type=positive, default=os.cpu_count() or 1, help="that decode pictures (cores)"
     )
 
 

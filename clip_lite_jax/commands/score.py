@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_lite_jax.commands.arguments import Subparsers, data_config, local
+from clip_lite_jax.commands.arguments import Subparsers, data_config, local, positive
 from clip_lite_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add(commands: Subparsers) -> None:
     score.add_argument("--out", required=True, type=Path, help="folder to write to")
     score.add_argument("--split", action="append", default=[], help="only this one (repeatable)")
     look = score.add_argument_group("what is looked for")
-    look.add_argument("--others", type=int, default=256, help="captions to rank beside (256)")
+    look.add_argument("--others", type=positive, default=256, help="captions to rank beside (256)")
     look.add_argument(
         "--wrong-rank",
         type=float,
@@ -40,7 +40,7 @@ def add(commands: Subparsers) -> None:
     )
     look.add_argument("--near", type=float, default=0.98, help="cosine of near-duplicates (0.98)")
     look.add_argument("--no-near", action="store_true", help="only equal files are duplicates")
-    look.add_argument("--show", type=int, default=100, help="cards of a kind on the page (100)")
+    look.add_argument("--show", type=positive, default=100, help="cards of a kind (100)")
     odds = score.add_argument_group("probabilities")
     odds.add_argument(
         "--calibrate",
@@ -60,7 +60,7 @@ def add(commands: Subparsers) -> None:
     clean.add_argument(
         "--format", choices=FORMATS, help="default: table where images are files, else records"
     )
-    score.add_argument("--batch-size", type=int, default=64, help="of the encoders (64)")
+    score.add_argument("--batch-size", type=positive, default=64, help="of the encoders (64)")
     score.set_defaults(call=_score, takes_fields=True)
 
 

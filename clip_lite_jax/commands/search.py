@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_lite_jax.commands.arguments import Subparsers, local
+from clip_lite_jax.commands.arguments import Subparsers, local, positive
 from clip_lite_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add(commands: Subparsers) -> None:
         "--without", action="append", default=[], metavar="TEXT", help="concept to ignore"
     )
     search.add_argument("--find", default="images", help="images (default) or texts of an index")
-    search.add_argument("--count", type=int, default=5, help="hits to print (default 5)")
+    search.add_argument("--count", type=positive, default=5, help="hits to print (default 5)")
     search.add_argument("--method", default="auto", help="auto (default), exact or faiss")
     search.add_argument("--json", action="store_true", help="print the hits as JSON lines")
     search.set_defaults(call=_search, parts=[])

@@ -1,6 +1,6 @@
 """One run: all sections, and the rules between their fields."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -36,6 +36,10 @@ class RetrievalConfig:
     max_images: PositiveInt | None = None
 
 
+TaskName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""Files are called by it."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskConfig:
     """One of `evaluators.registry.TASKS`, on data of its own or those of the run."""
@@ -63,8 +67,8 @@ class EvalConfig:
     """Split whose held-out pairs give the mutual-information read-offs while training."""
     information_test_split: str = "test"
     max_information_pairs: PositiveInt = 1024
-    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
-    """More of what is measured, by names of your own."""
+    tasks: dict[TaskName, TaskConfig] = Field(default_factory=dict)
+    """More of what is measured, by names of your own, of letters, digits, "_", "." and "-"."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -5,16 +5,12 @@ and what is kept are counts: as many numbers as there are captions.  Ties count 
 and so does a score that is no number.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-if TYPE_CHECKING:  # which needs `block_counts`
-    from clip_lite_jax.train_step import EncodeFns
+from clip_lite_jax.train_step import EncodeFns
 
 BLOCK = 4096
 """Images, and captions, of a block: 64 MiB of scores in float32."""
@@ -30,43 +26,8 @@ class Counts:
     """int64 ``[M]``: captions of other images, each scored with this caption's image."""
 
 
-def block_counts(
-    matrix: Callable[[Any, Any], Array],
-    images: Array,
-    texts: Array,
-    rows: Array,
-    owner: Array,
-    text_limits: Array,
-    image_limits: Array,
-) -> tuple[Array, Array, Array]:
-    """Of a block of images ``[B, D]`` and texts ``[C, D]``: own scores, and what reaches limits.
-
-    Args:
-      matrix: T of all with all, ``[B, D], [C, D] -> [B, C]``.
-      rows: int32 ``[B]``, the number of each image; -1 for none.
-      owner: int32 ``[C]``, the number of each text's image; -2 for no text.
-      text_limits: ``[C]``, a limit for each text.
-      image_limits: ``[B, J]``, several for each image; infinite ones count nothing.
-
-    Returns:
-      T of each text with its image, 0 where that is not in the block ``[C]``; int32 ``[C]``, images
-      of other texts that reach a text's limit; int32 ``[B, J]``, texts of other images that reach
-      an image's.
-    """
-    scores = matrix(images, texts)  # [B, C]
-    mine = rows[:, None] == owner[None, :]
-    own = jnp.sum(jnp.where(mine, scores, 0), axis=0)
-    wrong = ~mine & (rows >= 0)[:, None] & (owner >= 0)[None, :]
-    above_text = jnp.sum(wrong & ~(scores < text_limits), axis=0, dtype=jnp.int32)
-
-    def above(limit: Array) -> Array:  # [B] -> [B]
-        return jnp.sum(wrong & ~(scores < limit[:, None]), axis=1, dtype=jnp.int32)
-
-    return own, above_text, lax.map(above, image_limits.T).T
-
-
 def count(
-    fns: "EncodeFns", images: np.ndarray, texts: np.ndarray, owner: np.ndarray, block: int = BLOCK
+    fns: EncodeFns, images: np.ndarray, texts: np.ndarray, owner: np.ndarray, block: int = BLOCK
 ) -> Counts:
     """Counts over embeddings of images ``[N, D]`` and texts ``[M, D]``; text c is of owner[c].
 
@@ -164,7 +125,7 @@ class _Pieces:
         ends = np.searchsorted(self.owner, [i * self.rows, (i + 1) * self.rows])
         return slice(int(ends[0]), int(ends[1]))
 
-    def counts(self, fns: "EncodeFns", i: int, j: int) -> tuple[Array, Array, Array]:
+    def counts(self, fns: EncodeFns, i: int, j: int) -> tuple[Array, Array, Array]:
         start = i * self.rows
         count = min(self.rows, len(self.images) - start)
         rows = np.arange(start, start + self.rows)

@@ -34,8 +34,21 @@ TASKS: dict[str, Task] = {
 def task_of(name: str) -> Task:
     """Raises `ConfigError`, which lists the tasks, where there is none of that name."""
     if name not in TASKS:
-        raise ConfigError(f"task {name!r}: choose from {', '.join(TASKS)}")
+        raise ConfigError(f"no task {name!r}: choose from {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def options_of(name: str, options: Mapping[str, Any]) -> Any:
+    """The options of a task, those that are not given by default.
+
+    Raises:
+      ConfigError: no such task, or no such option of it.
+    """
+    kind = task_of(name).options
+    try:
+        return from_dict(kind, options)
+    except ConfigError as error:
+        raise ConfigError(f"options of the task {name!r}: {error}") from error
 
 
 def build_task(name: str, data: TaskData, options: Mapping[str, Any]) -> TaskEvaluator:
@@ -45,9 +58,5 @@ def build_task(name: str, data: TaskData, options: Mapping[str, Any]) -> TaskEva
       ConfigError: no such task, or no such option of it.
       DataError: the source lacks what the task measures.
     """
-    task = task_of(name)
-    try:
-        chosen: Any = from_dict(task.options, options)
-    except ConfigError as error:
-        raise ConfigError(f"options of the task {name!r}: {error}") from error
-    return task.build(data, chosen)
+    chosen = options_of(name, options)
+    return task_of(name).build(data, chosen)

@@ -7,16 +7,12 @@ query, and the critic scores those.
 Source: Yadav et al. (arXiv 2210.12579), section 3, ANNCUR; CUR: Mahoney and Drineas (2009).
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clip_lite_jax.evaluators.ranking import Counts
-
-if TYPE_CHECKING:
-    from clip_lite_jax.train_step import EncodeFns
+from clip_lite_jax.train_step import EncodeFns
 
 ANCHORS = 256
 QUERIES = 256
@@ -24,7 +20,7 @@ QUERIES = 256
 
 
 def reranked(
-    fns: "EncodeFns",
+    fns: EncodeFns,
     images: np.ndarray,
     texts: np.ndarray,
     owner: np.ndarray,
@@ -54,7 +50,7 @@ def reranked(
 
 
 def _wrong_above(
-    fns: "EncodeFns",
+    fns: EncodeFns,
     low_queries: np.ndarray,
     low_answers: np.ndarray,
     queries: np.ndarray,
@@ -96,7 +92,7 @@ def _top(queries: np.ndarray, answers: np.ndarray, kept: int) -> tuple[jax.Array
 
 
 def _scores(
-    fns: "EncodeFns", queries: np.ndarray, answers: np.ndarray, found: np.ndarray, from_images: bool
+    fns: EncodeFns, queries: np.ndarray, answers: np.ndarray, found: np.ndarray, from_images: bool
 ) -> np.ndarray:
     """T of each query with its candidates, ``[Q, K]``."""
     one = np.broadcast_to(queries[:, None], (*found.shape, queries.shape[1]))

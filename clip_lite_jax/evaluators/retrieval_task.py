@@ -5,19 +5,16 @@ image, each of which is a right answer to it; one right image for each caption; 
 are the mean over five folds of its 5k test images, in their order.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from clip_lite_jax.config import RetrievalConfig
 from clip_lite_jax.config.types import STRICT, PositiveInt
 from clip_lite_jax.errors import ConfigError, DataError
-from clip_lite_jax.evaluators.bootstrap import with_shared_intervals
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_usable
-from clip_lite_jax.evaluators.ranking import count
+from clip_lite_jax.evaluators.ranking import Counts, count
 from clip_lite_jax.evaluators.reranking import reranked
-from clip_lite_jax.evaluators.retrieval import RECALLS, metrics_of, per_query, select
+from clip_lite_jax.evaluators.retrieval import metrics_of, retrieval_intervals, select
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
@@ -57,11 +54,13 @@ class RetrievalTask(TaskEvaluator):
             )
         kept = options.captions_per_image
         self.protocol = (
-            f"split {options.split}; {'all' if kept is None else f'the first {kept}'} captions of "
-            "an image, any of which is right; one right image for a caption; ties count as wrong; "
+            f"split {options.split}, {len(self.chosen)} of {len(self.source)} images"
+            + (", one of each group" if options.one_per_group else "")
+            + f"; {'all' if kept is None else f'the first {kept}'} captions of an image, any of "
+            "which is right; one right image for a caption; ties count as wrong; "
             + (f"mean over {options.folds} folds; " if options.folds > 1 else "")
             + (f"the best {options.rerank} by a low rank scored; " if options.rerank else "")
-            + "intervals by resampling images"
+            + "intervals by resampling groups"
         )
 
     def outcome(self, fns: EncodeFns) -> Outcome:
@@ -69,61 +68,34 @@ class RetrievalTask(TaskEvaluator):
         kept, images = encode_usable(
             fns.image, data.inputs.image, self.source, self.chosen, data.batch_size, data.bad
         )
+        if len(kept) < options.folds:
+            raise DataError(
+                f"split {options.split!r}: {len(kept)} of {len(self.chosen)} pictures can be used, "
+                f"and retrieval.folds={options.folds} needs one for each"
+            )
         examples = [self.source.metadata(index) for index in np.array(self.chosen)[kept].tolist()]
         captions = [e.captions[: options.captions_per_image] for e in examples]
-        if not captions:
-            raise DataError(f"split {options.split!r}: none of its pictures can be used")
         owner = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
         texts = encode_captions(
             fns, data.inputs.text, [text for own in captions for text in own], data.batch_size
         )
-        folds = [
-            _Fold(
-                fns, images[rows], texts[np.isin(owner, rows)], owner[np.isin(owner, rows)], options
+        folds: list[Counts] = []
+        every: list[dict[str, float]] = []
+        for rows in np.array_split(np.arange(len(images)), options.folds):
+            own = np.isin(owner, rows)
+            gallery = images[rows], texts[own], owner[own] - rows[0]
+            folds.append(
+                count(fns, *gallery)
+                if options.rerank is None
+                else reranked(fns, *gallery, options.rerank)
             )
-            for rows in np.array_split(np.arange(len(images)), options.folds)
-        ]
-        every = [fold.metrics for fold in folds]
+            every.append(metrics_of(folds[-1], gallery[2]))
         metrics = {name: float(np.mean([m[name] for m in every])) for name in every[0]}
-        metrics |= {name: sum(m[name] for m in every) for name in ("images", "captions")}
-        return Outcome(metrics | _intervals(folds))
-
-
-class _Fold:
-    """One gallery: its metrics, and what they are means of."""
-
-    def __init__(
-        self,
-        fns: EncodeFns,
-        images: np.ndarray,
-        texts: np.ndarray,
-        owner: np.ndarray,
-        options: RetrievalOptions,
-    ) -> None:
-        self.owner = owner - owner[0]
-        counts = (
-            count(fns, images, texts, self.owner)
-            if options.rerank is None
-            else reranked(fns, images, texts, self.owner, options.rerank)
+        metrics |= {"images": len(images), "captions": len(owner)}
+        # Every query in its own gallery; galleries stay as they are.
+        counts = Counts(
+            np.concatenate([fold.images for fold in folds]),
+            np.concatenate([fold.captions for fold in folds]),
         )
-        self.metrics = metrics_of(counts, self.owner)
-        self.queries = per_query(counts, self.owner)
-
-
-def _intervals(folds: Sequence[_Fold]) -> dict[str, float]:
-    """Of recalls and average precisions; the captions of an image are drawn together.
-
-    Galleries stay as they are: how the numbers change with the wrong answers is not in it.
-    """
-    starts = np.cumsum([0] + [int(fold.owner[-1]) + 1 for fold in folds])
-    owner = np.concatenate([s + fold.owner for s, fold in zip(starts, folds, strict=False)])
-    parts = []
-    for number, clusters in enumerate((owner, np.arange(starts[-1]))):
-        name = folds[0].queries[number][0]
-        ranks = np.concatenate([fold.queries[number][1] for fold in folds])
-        precisions = np.concatenate([fold.queries[number][2] for fold in folds])
-        parts.append(
-            ({f"{name}_r{k}": ranks <= k for k in RECALLS} | {f"{name}_map": precisions}, clusters)
-        )
-    found = with_shared_intervals(parts)
-    return {key: value for key, value in found.items() if key.endswith(("_low", "_high"))}
+        _, groups = np.unique([example.group for example in examples], return_inverse=True)
+        return Outcome(metrics | retrieval_intervals(counts, owner, groups))

@@ -117,6 +117,11 @@ def data_of(task: TaskConfig, data: DataConfig) -> DataConfig:
                 "are the run's own: name a source"
             )
         return data
+    if own := [name for name in task.fields if name in PREPARATION]:
+        raise ConfigError(
+            f"data.{own[0]} is the model's, whatever it is measured on: leave it out, or train "
+            "another model with it"
+        )
     try:
         return DataConfig(
             **{"source": task.source}
