@@ -137,7 +137,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a trained and evaluated run."""
     workdir = tmp_path_factory.mktemp("finished_run")
-    settings = EvalConfig(every=2, batch_size=16, tasks={"search": TaskConfig(task="retrieval")})
+    others = tmp_path_factory.mktemp("others") / "others.csv"
+    others.write_text("image,caption\na.png,a circle\nb.png,a square\nbroken.png,a cross\n")
+    for name, shape in (("a", "circle"), ("b", "square")):
+        draw(shape, "red").save(others.with_name(f"{name}.png"))
+    others.with_name("broken.png").write_bytes(b"no picture")
+    tasks = {
+        "search": TaskConfig(task="retrieval"),
+        "others": TaskConfig(
+            task="retrieval", source=str(others), options={"split": "all"}, while_training=True
+        ),
+    }
+    settings = EvalConfig(every=2, batch_size=16, tasks=tasks)
     evaluate(train(tiny_config(pairs, eval=settings), workdir))
     return workdir
 
