@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 import webbrowser
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -98,9 +100,10 @@ def serve(engine: Engine, host: str, port: int, open_page: bool) -> None:
         )
     threading.Thread(target=engine.warm, daemon=True).start()
     server = build_server(engine, host)
-    if open_page:
+    if open_page and is_loopback(host) and "SSH_CONNECTION" not in os.environ:
         core.app.on_startup(lambda: _open_later(url))
-    server.run(sockets=[sock])
+    with suppress(KeyboardInterrupt):  # the way to end it
+        server.run(sockets=[sock])
 
 
 async def _open_later(url: str) -> Any:

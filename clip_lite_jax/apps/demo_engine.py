@@ -97,16 +97,16 @@ class Engine:
             embedding = np.asarray(self.model.fns.image(view[None])[0], np.float32)
         return Picture(name, fitted(whole, SIDE), view, embedding, caption)
 
-    def of_row(self, row: int, kind: str = "images") -> Picture:
+    def of_row(self, row: int) -> Picture:
         """The picture of a row of the index; raises `DataError` where there is none (any more)."""
         index = self._searched()
-        if not 0 <= row < index.count(kind):
-            raise DataError(f"row {row}: the index has {index.count(kind):,}")
-        hit = index.hit(row, kind)
+        if not 0 <= row < index.count():
+            raise DataError(f"row {row}: the index has {index.count():,}")
+        hit = index.hit(row)
         data = index.picture(hit)
         if data is None:
             raise DataError(f"{hit.id}: its picture is no file of its own, or is gone")
-        return self.picture(data, hit.id, hit.caption or "")
+        return self.picture(data, hit.id)
 
     def sample(self, rng: np.random.Generator) -> Picture:
         """Some picture: of the index, or else a drawing that is built in, of its test set."""

@@ -1,7 +1,5 @@
 """The demo's page: the model on top, and a tab for each thing to do."""
 
-from pathlib import Path
-
 from nicegui import ui
 
 from clip_lite_jax.apps.demo_engine import Engine, Picture
@@ -9,8 +7,8 @@ from clip_lite_jax.apps.demo_parts import tag
 from clip_lite_jax.apps.demo_search import SearchTab
 from clip_lite_jax.apps.demo_tabs import ClassifyTab, ScoreTab
 from clip_lite_jax.apps.demo_views import facts
+from clip_lite_jax.apps.report_pages import environment
 
-STYLE = (Path(__file__).parent / "demo.css.j2").read_text("utf-8")
 TABS = {"search": "Search", "score": "Score", "classify": "Classify"}
 
 
@@ -21,7 +19,7 @@ class Page:
         self._engine = engine
 
     def build(self) -> None:
-        ui.add_css(STYLE)
+        ui.add_css(environment().get_template("demo.css.j2").render())
         ui.colors(primary="#3f51b5")
         with tag("header", "demo-header"):
             with tag("h1"):

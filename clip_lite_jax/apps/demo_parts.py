@@ -80,10 +80,8 @@ class Uploader:
 
     def drop_on(self, element: Any) -> None:
         element.on("dragover", js_handler="(e) => e.preventDefault()")
-        element.on(
-            "drop",
-            js_handler=f"(e) => {{e.preventDefault(); {self._found}.addFiles(e.dataTransfer.files)}}",
-        )
+        taken = f"{self._found}.addFiles(e.dataTransfer.files)"
+        element.on("drop", js_handler=f"(e) => {{ e.preventDefault(); {taken} }}")
 
     async def _uploaded(self, event: events.UploadEventArguments) -> None:
         async def take() -> None:
@@ -97,10 +95,11 @@ class Uploader:
 class Shown:
     """A picture under its heat map, with what turns that on and off."""
 
-    def __init__(self) -> None:
-        self.frame = tag("div", "demo-frame")
+    def __init__(self, empty: str = "") -> None:
+        """`empty` is said where there is no picture yet."""
+        self.frame = tag("div", "demo-frame demo-empty" if empty else "demo-frame")
         with self.frame:
-            self._empty = ui.label("no picture yet: upload one, or drop it here")
+            self._empty = ui.label(empty)
             with tag("div", "demo-stack") as self._stack:
                 self._picture = tag("img", alt="")
                 self._layer = tag("img", "demo-heat", alt="")
@@ -158,7 +157,7 @@ class Chooser:
             self._sample.props("flat no-caps").tooltip(
                 "some picture of the index, or else a drawing that is built in"
             )
-        self.shown = Shown()
+        self.shown = Shown("no picture yet: upload one, or drop it here")
         uploader.drop_on(self.shown.frame)
         self._rng = np.random.default_rng()
 
@@ -190,6 +189,7 @@ class Line:
 
     text: str
     numbers: Sequence[str]
+    rank: str = ""
     share: float | None = None
     """Length of its bar, 0 to 1; None has no bar."""
     marked: bool = False
@@ -214,6 +214,8 @@ class Ranking:
                     button.on("click", lambda _, text=text: self._chosen(text))
                     if line.marked:
                         button.classes("demo-marked")
+                    if line.rank:
+                        ui.label(line.rank).classes("demo-rank")
                     with tag("span", "demo-name"):
                         ui.label(line.text)
                         if line.share is not None:

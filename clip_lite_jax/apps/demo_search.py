@@ -8,7 +8,7 @@ from nicegui import ui
 
 from clip_lite_jax.apps.demo_engine import MAX_HITS, NO_INDEX, Engine, Found, Picture, Wanted
 from clip_lite_jax.apps.demo_parts import Messages, Shown, Uploader, tag
-from clip_lite_jax.apps.demo_views import one_text, weight
+from clip_lite_jax.apps.demo_views import one_text, signed, weight
 from clip_lite_jax.apps.index import Hit
 from clip_lite_jax.errors import ConfigError
 
@@ -20,12 +20,14 @@ Open = Callable[[str, Picture], Awaitable[None]]
 class _Part:
     """A line of the query: a text or a picture, and its weight."""
 
-    def __init__(self, tab: "SearchTab", picture: Picture | None = None) -> None:
+    def __init__(self, tab: "SearchTab", picture: Picture | None, text: str) -> None:
         self.picture = picture
         with tab.lines, tag("div", "demo-row demo-part") as self.row:
             self.text: Any = None
             if picture is None:
-                self.text = ui.input("Text").props("outlined dense").classes("demo-grow")
+                self.text = (
+                    ui.input("Text", value=text).props("outlined dense").classes("demo-grow")
+                )
                 self.text.on("keydown.enter", tab.search)
             else:
                 with tag("span", "demo-row demo-grow"):
@@ -65,7 +67,7 @@ class SearchTab:
         uploader = Uploader(self._engine, self._messages, self._add_picture)
         uploader.drop_on(self.lines)
         with tag("div", "demo-row"):
-            ui.button("Text", icon="add", on_click=lambda: self._add()).props("flat no-caps")
+            ui.button("Text", icon="add", on_click=self._add_text).props("flat no-caps")
             uploader.button("Picture").props(remove="outline", add="flat")
             self._without = ui.input("Without").props("outlined dense").classes("demo-grow")
             self._without.on("keydown.enter", self.search)
@@ -78,11 +80,14 @@ class SearchTab:
             self._button = ui.button("Search", icon="search", on_click=self.search)
             self._button.props("no-caps")
 
-    def _add(self, picture: Picture | None = None) -> None:
+    def _add(self, picture: Picture | None = None, text: str = "") -> None:
         if len(self._parts) >= MAX_PARTS:
             self._messages.tell(f"a search has at most {MAX_PARTS} parts")
             return
-        self._parts.append(_Part(self, picture))
+        self._parts.append(_Part(self, picture, text))
+
+    def _add_text(self) -> None:
+        self._add()
 
     def remove(self, part: _Part | None) -> None:
         """Takes a part away; there is always a line to write on."""
@@ -134,22 +139,25 @@ class SearchTab:
         with tag("button", "demo-hit", type="button", title=name) as card:
             if url:
                 tag("img", src=url, alt="")
-            ui.label(f"{hit.value:.2f}").classes("demo-number")
+            ui.label(signed(hit.value)).classes("demo-number")
             ui.label(name).classes("demo-label")
         card.on("click", lambda: self._open(hit, found.kind, about))
 
     async def _open(self, hit: Hit, kind: str, about: str) -> None:
         async def show() -> None:
-            picture = await asyncio.to_thread(self._engine.of_row, hit.row, kind)
-            await self._enlarge(picture, about)
+            if kind == "texts":
+                await self._search_by(None, hit.caption or "")
+                return
+            picture = await asyncio.to_thread(self._engine.of_row, hit.row)
+            await self._enlarge(picture, hit.id, about)
 
         await self._messages.during(show)
 
-    async def _enlarge(self, picture: Picture, about: str) -> None:
+    async def _enlarge(self, picture: Picture, name: str, about: str) -> None:
         self._dialog.clear()
         with self._dialog, ui.card().classes("demo-card"):
             messages = Messages()
-            ui.label(picture.caption or picture.name).classes("demo-wrap")
+            ui.label(name).classes("demo-wrap")
             shown = Shown()
             shown.show(await asyncio.to_thread(lambda: picture.url), picture.name)
             with tag("div", "demo-row"):
@@ -173,9 +181,12 @@ class SearchTab:
 
         ui.button(label, icon=icon, on_click=act).props("flat no-caps")
 
-    async def _search_by(self, picture: Picture) -> None:
+    async def _search_by(self, picture: Picture | None, text: str = "") -> None:
+        """A search by one picture or text alone; a text then finds pictures."""
         for part in self._parts:
             part.row.delete()
         self._parts.clear()
-        await self._add_picture(picture)
+        self._add(picture, text)
+        if picture is None and "images" in self._engine.kinds:
+            self._kind.set_value("images")
         await self._search()

@@ -15,6 +15,7 @@ from clip_lite_jax.apps.demo_views import (
     prompts,
     ranks,
     sigmoid,
+    signed,
     softmax,
 )
 from clip_lite_jax.errors import ConfigError
@@ -28,6 +29,8 @@ class ScoreTab:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._cautions = cautions(engine.model.config)
+        self._filled = ""
+        """The caption that came with a picture."""
         with tag("div", "demo-columns"):
             with tag("div", "demo-column"):
                 self._messages = Messages()
@@ -49,8 +52,9 @@ class ScoreTab:
 
     async def _chosen(self, picture: Picture) -> None:
         self._clear()
-        if picture.caption and not self._caption.value:
+        if self._caption.value in ("", None, self._filled):  # nobody has typed
             self._caption.set_value(picture.caption)
+            self._filled = picture.caption
 
     def _clear(self) -> None:
         for label in (self._value, self._means, self._rank, self._caution, self._hint):
@@ -79,9 +83,9 @@ class ScoreTab:
 
     def _show(self, texts: list[str], scores: np.ndarray) -> None:
         score = float(scores[0])
-        self._value.set_text(f"T = {score:.3f} nats")
+        self._value.set_text(f"T = {signed(score, 3)} nats")
         if self._cautions:
-            self._means.set_text(f"σ(T) = {sigmoid(score):.3f}")
+            self._means.set_text(f"σ(T) = {sigmoid(score):.3f}, no probability")
             self._caution.set_text(
                 "σ(T) is no probability here, and 0 no border: this model was trained with "
                 f"{'; '.join(self._cautions)}. T ranks all the same."
@@ -98,7 +102,10 @@ class ScoreTab:
             order = np.argsort(-scores, kind="stable")
             self._ranking.show(
                 [
-                    (texts[n], Line(texts[n], [f"{places[n]}.", f"{scores[n]:.3f}"], None, n == 0))
+                    (
+                        texts[n],
+                        Line(texts[n], [signed(scores[n], 3)], f"{places[n]}.", marked=n == 0),
+                    )
                     for n in order
                 ]
             )
@@ -112,6 +119,7 @@ class ClassifyTab:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._cautioned = bool(cautions(engine.model.config))
         with tag("div", "demo-columns"):
             with tag("div", "demo-column"):
                 self._messages = Messages()
@@ -154,7 +162,9 @@ class ClassifyTab:
         best = int(order[0])
         self._winner.set_text(labels[best])
         self._hint.set_text(
-            "Share: softmax of T over these labels, as though exactly one were true. " + CLICK
+            "Share: softmax of T over these labels, as though exactly one were true"
+            + ("; no probability here, the tab Score says why. " if self._cautioned else ". ")
+            + CLICK
         )
         self._ranking.show(
             [
@@ -162,9 +172,9 @@ class ClassifyTab:
                     texts[n],
                     Line(
                         labels[n],
-                        [f"{100 * shares[n]:.1f} %", f"T {scores[n]:.2f}"],
-                        float(shares[n]),
-                        n == best,
+                        [f"{100 * shares[n]:.1f} %", f"T {signed(scores[n])}"],
+                        share=float(shares[n]),
+                        marked=n == best,
                     ),
                 )
                 for n in order

@@ -64,6 +64,11 @@ def weight(value: object) -> float:
     raise ConfigError(f"a weight is a number, not {value!r}")
 
 
+def signed(number: float, digits: int = 2) -> str:
+    """With a minus that is as wide as a digit, and no sign of what rounds to 0."""
+    return f"{number:z.{digits}f}".replace("-", "−")
+
+
 def sigmoid(score: float) -> float:
     """σ(T)."""
     return float(1 / (1 + np.exp(-np.clip(score, -700, 700))))
@@ -91,9 +96,9 @@ def cautions(config: Config) -> list[str]:
     if best != "log r":
         found.append(f"objective {config.objective.name}: its best T is {best}, which is shifted")
     if negatives.name == "hard":
+        power = "T" if negatives.beta == 1 else f"{negatives.beta:g} T"
         found.append(
-            f"negatives hard: drawn in proportion to exp({negatives.beta:g} T), which stretches "
-            "and shifts T"
+            f"negatives hard: drawn in proportion to exp({power}), which stretches and shifts T"
         )
     if negatives.name == "importance" and negatives.proposal == "exp":
         found.append("negatives importance with proposal exp: few of them carry large weights")
