@@ -31,17 +31,19 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
       ConfigError: no such address here, or the port is taken.
     """
+    if not 0 <= port <= 65535:  # getaddrinfo would wrap it
+        raise ConfigError(f"--port {port}: choose 1 to 65535, or 0 for one that is free")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         found = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host {host} --port {port}: {error}") from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         found.close()
         raise ConfigError(
             f"--host {host} --port {port}: {error}; choose another, --port 0 takes one that is free"
