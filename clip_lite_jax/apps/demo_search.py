@@ -109,7 +109,8 @@ class SearchTab:
         await self._messages.during(self._search, self._button)
 
     async def _search(self) -> None:
-        wanted = [found for part in self._parts if (found := part.wanted()) is not None]
+        asked = [part.wanted() for part in self._parts]
+        wanted = [part for part in asked if part is not None]
         without = one_text(self._without.value, "without")
         count = self._count.value
         if count is None:
