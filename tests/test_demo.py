@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,12 @@ def test_the_server_answers_to_itself(served: Served, headers: dict[str, str], s
     assert policy is None or "default-src 'self'" in policy
 
 
+def run(coroutine: Any) -> None:
+    """In a thread: while the browser is open, this one has a loop of events."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, coroutine).result()
+
+
 def test_a_body_of_unsaid_length_ends_at_the_limit() -> None:
     given: list[dict[str, Any]] = []
 
@@ -257,7 +264,7 @@ def test_a_body_of_unsaid_length_ends_at_the_limit() -> None:
         raise AssertionError(message)
 
     scope = {"type": "http", "headers": [(b"host", b"localhost")]}
-    asyncio.run(demo_guard.Guard(app, ["localhost"], 100)(scope, receive, send))
+    run(demo_guard.Guard(app, ["localhost"], 100)(scope, receive, send))
     assert [message["type"] for message in given] == ["http.request"] * 2 + ["http.disconnect"]
 
 
@@ -272,7 +279,7 @@ def test_a_socket_of_another_site_is_closed() -> None:
 
     for headers in ([(b"host", b"evil.example")], [(b"host", b"a:1"), (b"origin", b"http://a:2")]):
         scope = {"type": "websocket", "headers": headers}
-        asyncio.run(demo_guard.Guard(app, ["a"], 100)(scope, app, send))
+        run(demo_guard.Guard(app, ["a"], 100)(scope, app, send))
     assert [message["type"] for message in sent] == ["websocket.close"] * 2
 
 
@@ -282,6 +289,32 @@ def test_hosts() -> None:
     names = {"[::1]:8080": "::1", "LocalHost:1": "localhost", "a.b": "a.b", "": "", "[": ""}
     assert {header: demo_guard.host_of(header) for header in names} == names
     assert demo.address("::1", 80) == "http://[::1]:80/"
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_a_server_that_others_reach_is_warned_of(
+    host: str,
+    warned: bool,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served: list[tuple[str, int]] = []
+
+    class Stopped:
+        def run(self, sockets: list[Any]) -> None:
+            served.extend(one.getsockname() for one in sockets)
+            sockets[0].close()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "build_server", lambda engine, host: Stopped())
+    monkeypatch.setattr(Engine, "warm", lambda self: None)
+    demo.serve(engine, host, 0, open_page=False)
+    ((bound, port),) = served
+    assert bound == host
+    assert capsys.readouterr().out.startswith(f"http://{host}:{port}/")
+    assert ("there is no password" in caplog.text) == warned
 
 
 def test_a_port_that_cannot_be_is_refused() -> None:
