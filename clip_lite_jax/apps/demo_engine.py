@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -190,19 +191,15 @@ class Engine:
         return self.index
 
     def warm(self) -> None:
-        """Compiles what the first requests need, so that they need not wait for it."""
-        side = self.model.config.data.image_size
-        blank = Picture(
-            "", Image.new("RGB", (side, side)), self.model.pixels.blank, np.zeros(0, np.float32)
-        )
-        with self._lock:
-            self.model.fns.image(blank.view[None])
+        """Compiles what the first requests need, so that they wait less; without the lock, so that
+        they do not wait for all of it."""
+        blank, fns = self.model.pixels.blank[None], self.model.fns
         if self.model.has_tokenizer:
-            self.embedding("a photo")
-            try:
-                self.heat(blank, "a photo")
-            except ConfigError:  # said when somebody asks for a heat map
-                return
+            self._encoder.text("a photo")
+        fns.image(blank)
+        if self.model.has_tokenizer:
+            with suppress(ConfigError):  # said when somebody asks for a heat map
+                fns.heat_maps(blank, *self.model.tokenizer(["a photo"]))
 
 
 NO_INDEX = (
