@@ -10,14 +10,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from browser import open_browser
-from conftest import draw, tiny_config
+from conftest import draw
+from nicegui import Client, ui
 from PIL import Image
 from scipy.special import softmax
 
@@ -25,9 +26,10 @@ import clip_lite_jax
 from clip_lite_jax import cli
 from clip_lite_jax.apps import demo, demo_engine, demo_guard, demo_views
 from clip_lite_jax.apps.demo_engine import MAX_BYTES, Engine, Wanted
+from clip_lite_jax.apps.demo_tabs import ClassifyTab, ScoreTab
 from clip_lite_jax.apps.index import Index
 from clip_lite_jax.apps.index_build import Options, build_index
-from clip_lite_jax.config import DataConfig, NegativesConfig, ObjectiveConfig
+from clip_lite_jax.config import DataConfig, NegativesConfig
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
 from clip_lite_jax.inference import DualEncoderModel
 
@@ -427,14 +429,20 @@ def test_numbers() -> None:
     assert demo_views.fitted(Image.new("RGB", (2000, 1)), 640).size == (640, 1)
 
 
-def test_cautions(tmp_path: Path) -> None:
-    def said(**changes: Any) -> str:
-        return " ".join(demo_views.cautions(tiny_config(tmp_path, **changes)))
+def test_of_biased_negatives_no_probability_is_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of a visitor, without a browser: what its labels would say."""
+    config = replace(engine.model.config, negatives=NegativesConfig(name="hard"))
+    monkeypatch.setattr(engine.model, "config", config)
 
-    assert said() == ""
-    assert "exp(T)" in said(negatives=NegativesConfig(name="hard"))
-    assert "exp(2 T)" in said(negatives=NegativesConfig(name="hard", beta=2))
-    assert "proposal exp" in said(negatives=NegativesConfig(name="importance", proposal="exp"))
-    assert said(negatives=NegativesConfig(name="importance")) == ""
-    assert "earlier steps" in said(negatives=NegativesConfig(name="queue"))
-    assert "infonce" in said(objective=ObjectiveConfig(name="infonce"))
+    def page() -> tuple[ScoreTab, ClassifyTab]:
+        with ui.element():
+            return ScoreTab(engine), ClassifyTab(engine)
+
+    with Client(ui.page("/biased")):
+        score, classify = page()
+        score._show(["a"], np.zeros(1, np.float32))
+    assert score._means.text == "σ(T) = 0.500, no probability"
+    assert "negatives.name=hard" in score._caution.text
+    assert classify._cautioned

@@ -9,7 +9,6 @@ from clip_lite_jax.apps.demo_engine import Engine, Picture
 from clip_lite_jax.apps.demo_parts import Chooser, Line, Messages, Ranking, tag
 from clip_lite_jax.apps.demo_views import (
     TEMPLATE,
-    cautions,
     lines,
     one_text,
     prompts,
@@ -18,6 +17,7 @@ from clip_lite_jax.apps.demo_views import (
     signed,
     softmax,
 )
+from clip_lite_jax.apps.score_calibration import why_not_log_r
 from clip_lite_jax.errors import ConfigError
 
 CLICK = "Click a line for its heat map."
@@ -28,7 +28,7 @@ class ScoreTab:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._cautions = cautions(engine.model.config)
+        self._cautions = why_not_log_r(engine.model.config)
         self._filled = ""
         """The caption that came with a picture."""
         with tag("div", "demo-columns"):
@@ -87,8 +87,9 @@ class ScoreTab:
         if self._cautions:
             self._means.set_text(f"σ(T) = {sigmoid(score):.3f}, no probability")
             self._caution.set_text(
-                "σ(T) is no probability here, and 0 no border: this model was trained with "
-                f"{'; '.join(self._cautions)}. T ranks all the same."
+                "σ(T) is no probability here, and 0 no border. This model was trained with "
+                f"{'; '.join(self._cautions)}. T ranks all the same. clip-lite score fits what "
+                "makes a probability of T."
             )
         else:
             self._means.set_text(
@@ -119,7 +120,7 @@ class ClassifyTab:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._cautioned = bool(cautions(engine.model.config))
+        self._cautioned = bool(why_not_log_r(engine.model.config))
         with tag("div", "demo-columns"):
             with tag("div", "demo-column"):
                 self._messages = Messages()

@@ -10,8 +10,6 @@ from PIL import Image
 
 from clip_lite_jax.config import Config
 from clip_lite_jax.errors import ConfigError
-from clip_lite_jax.negatives import uses_memory
-from clip_lite_jax.objectives import OPTIMAL_CRITIC
 
 MAX_LINES = 200
 """Captions or labels at once; each costs a pass through the text encoder."""
@@ -87,24 +85,6 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def ranks(scores: np.ndarray) -> list[int]:
     """The rank of each of ``[N]``, 1 for the highest; of equal ones the worst."""
     return [int((scores >= score).sum()) for score in scores]
-
-
-def cautions(config: Config) -> list[str]:
-    """Why T of this model is no log p(x, y) / p(x) p(y), so that σ(T) is no probability."""
-    found, negatives = [], config.negatives
-    best = OPTIMAL_CRITIC[config.objective.name]
-    if best != "log r":
-        found.append(f"objective {config.objective.name}: its best T is {best}, which is shifted")
-    if negatives.name == "hard":
-        power = "T" if negatives.beta == 1 else f"{negatives.beta:g} T"
-        found.append(
-            f"negatives hard: drawn in proportion to exp({power}), which stretches and shifts T"
-        )
-    if negatives.name == "importance" and negatives.proposal == "exp":
-        found.append("negatives importance with proposal exp: few of them carry large weights")
-    if uses_memory(negatives):
-        found.append("negatives of earlier steps, which other weights had encoded")
-    return found
 
 
 @dataclass(frozen=True)
