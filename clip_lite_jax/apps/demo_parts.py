@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 FAILED = "this failed; the terminal in which the demo runs says more"
 NOT_TAKEN = f"not taken: upload one picture of at most {MAX_BYTES // 10**6} MB"
+SMALLEST = 256
+"""Pixels of the screen for the longer side of a picture."""
 
 
 class Messages:
@@ -112,9 +114,13 @@ class Shown:
         self._stack.set_visibility(False)
         self._controls.set_visibility(False)
 
-    def show(self, url: str, alt: str) -> None:
-        self._picture.props.update(src=url, alt=alt)
+    async def show(self, picture: Picture) -> None:
+        url = await asyncio.to_thread(lambda: picture.url)
+        self._picture.props.update(src=url, alt=picture.name)
         self._picture.update()
+        width, height = picture.shown.size
+        wide = width * max(1.0, SMALLEST / max(width, height))  # drawings of 64 pixels, too
+        self._stack.style(f"width: min(100%, {wide:.0f}px, {60 * width / height:.2f}vh)")
         self._empty.set_visibility(False)
         self._stack.set_visibility(True)
         self.clear_heat()
@@ -163,7 +169,7 @@ class Chooser:
 
     async def take(self, picture: Picture) -> None:
         self.picture = picture
-        self.shown.show(await asyncio.to_thread(lambda: picture.url), picture.name)
+        await self.shown.show(picture)
         if self._chosen is not None:
             await self._chosen(picture)
 

@@ -53,7 +53,7 @@ class SearchTab:
         self._engine, self._open_in = engine, open_in
         self._parts: list[_Part] = []
         if not engine.kinds:
-            ui.label(NO_INDEX.capitalize() + ".")
+            ui.label(f"{NO_INDEX[0].upper()}{NO_INDEX[1:]}.")
             return
         self._messages = Messages()
         self.lines = tag("div", "demo-lines")
@@ -160,7 +160,7 @@ class SearchTab:
             messages = Messages()
             ui.label(name).classes("demo-wrap")
             shown = Shown()
-            shown.show(await asyncio.to_thread(lambda: picture.url), picture.name)
+            await shown.show(picture)
             with tag("div", "demo-row"):
                 self._action("Search by it", "search", lambda: self._search_by(picture))
                 self._action("Score it", "speed", lambda: self._open_in("score", picture))
