@@ -198,6 +198,27 @@ def test_a_picture_is_classified_with_own_labels(opened: Opened, model: DualEnco
     np.testing.assert_allclose(shares, 100 * softmax(scores)[order], atol=0.051)
 
 
+def test_the_button_and_a_drop_take_files(opened: Opened, tmp_path: Path) -> None:
+    page = opened.page
+    tab(page, "Score", "Caption")
+    (tmp_path / "chosen.png").write_bytes(png("bar", "pink"))
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload a picture").press("Enter")
+    chooser.value.set_files(tmp_path / "chosen.png")
+    page.get_by_alt_text("chosen.png").wait_for()
+    assert texts(page, ".demo-value") == [""]  # what was said of another picture is gone
+    dropped = page.evaluate_handle(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+            return data;
+        }""",
+        list(png("bar", "brown")),
+    )
+    page.locator(".demo-frame").first.dispatch_event("drop", {"dataTransfer": dropped})
+    page.get_by_alt_text("dropped.png").wait_for()
+
+
 def test_what_is_no_picture_is_said_where_it_was_given(opened: Opened, tmp_path: Path) -> None:
     page = opened.page
     tab(page, "Classify", "Labels")
