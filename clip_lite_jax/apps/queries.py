@@ -92,22 +92,41 @@ def query(encoder: Encoder, parts: Sequence[Part], without: Sequence[str] = ()) 
     """
     if not parts:
         raise ConfigError("a search needs a query: a text, or --image FILE")
-    single = len(parts) == 1 and parts[0].weight > 0 and not without
-    if not single and encoder.critic in NOT_AFFINE:
-        raise ConfigError(
-            f"sums and removals are arithmetic of directions, which the projections of a "
-            f"{encoder.critic} critic are not: give one text or one picture"
-        )
+    check_sums(encoder.critic, [part.weight for part in parts], len(without))
     each = [
         encoder.text(part.text) if part.image is None else encoder.image(part.image)
         for part in parts
     ]
-    if single:
+    concepts = [encoder.text(text).embedding for text in without]
+    return mixed(encoder.critic, each, [part.weight for part in parts], concepts)
+
+
+def check_sums(critic: str, weights: Sequence[float], concepts: int) -> None:
+    """Raises `ConfigError` where a query would need arithmetic that the critic does not know."""
+    if not _single(weights, concepts) and critic in NOT_AFFINE:
+        raise ConfigError(
+            f"sums and removals are arithmetic of directions, which the projections of a "
+            f"{critic} critic are not: give one text or one picture"
+        )
+
+
+def mixed(
+    critic: str, each: Sequence[Query], weights: Sequence[float], concepts: Sequence[np.ndarray]
+) -> Query:
+    """The query of parts that are encoded, at least one; `concepts` are taken out of it.
+
+    Raises:
+      ConfigError: as `query`.
+    """
+    check_sums(critic, weights, len(concepts))
+    if _single(weights, len(concepts)):
         return each[0]
-    mixed = combined([q.embedding for q in each], [part.weight for part in parts])
-    if without:
-        mixed = removed(mixed, [encoder.text(text).embedding for text in without])
-    return Query(mixed)
+    embedding = combined([one.embedding for one in each], weights)
+    return Query(removed(embedding, concepts) if concepts else embedding)
+
+
+def _single(weights: Sequence[float], concepts: int) -> bool:
+    return len(weights) == 1 and weights[0] > 0 and not concepts
 
 
 def combined(embeddings: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:

@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that ``--help`` does not wait 
 
 from clip_lite_jax.commands import (
     data,
+    demo,
     embed,
     evaluate,
     export,
@@ -23,6 +24,7 @@ COMMANDS = (
     embed.add,
     search.add,
     score.add,
+    demo.add,
     data.add,
     export.add,
 )
