@@ -118,7 +118,38 @@ def test_sources_without_labels_or_splits(tmp_path: Path) -> None:
         (tmp_path / "plain" / f"{split}.txt").write_text("a red ring")
     plain = task_data(source=str(tmp_path / "plain"), held_out=0.0)
     with pytest.raises(DataError, match="no picture has exactly one label"):
-        build_task("knn", plain, {"split": "train"})
+        build_task("zero_shot", plain, {"split": "train"})
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("knn", {"split": "all"}, "split='all' would measure on train, which train='train' learns"),
+        ("knn", {"split": "train"}, "set train to another split, or split to validation"),
+        ("knn", {"train": "all"}, "measure on validation, which train='all' learns from"),
+        ("linear_probe", {"split": "train"}, "train='train' learns from"),
+        (
+            "linear_probe",
+            {"method": "lbfgs", "validation": "validation"},
+            "measure on validation, which validation='validation' learns from",
+        ),
+        ("voc_svm", {"split": "all"}, "which train='train' learns from"),
+        ("voc_svm", {"split": "train"}, "which train='train' learns from"),
+    ],
+)
+def test_what_is_learned_from_is_not_measured_on(
+    task: str, options: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    data = task_data(source=str(write_folder(tmp_path)))
+    with pytest.raises(ConfigError, match=message):
+        build_task(task, data, options)
+
+
+def test_too_many_shots_are_said_before_anything_is_encoded(tmp_path: Path) -> None:
+    data = task_data(source=str(write_folder(tmp_path)))
+    assert build_task("linear_probe", data, {"shots": [3]})
+    with pytest.raises(DataError, match="shots=4: a class has only 3 training pictures; set shots"):
+        build_task("linear_probe", data, {"shots": [1, 4]})
 
 
 def test_eight_devices_measure_as_one(finished_run: Path, tmp_path: Path) -> None:

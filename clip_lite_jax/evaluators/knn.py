@@ -12,6 +12,7 @@ from clip_lite_jax.config.types import STRICT, NonNegativeInt, PositiveFloat, Po
 from clip_lite_jax.evaluators import classification
 from clip_lite_jax.evaluators.labelled_features import (
     Features,
+    check_unseen,
     classes_in,
     encoded,
     held_out_split,
@@ -50,6 +51,7 @@ class KNN(TaskEvaluator):
     def __init__(self, data: TaskData, options: KNNOptions) -> None:
         self.data, self.options = data, options
         split = held_out_split(data, options.split)
+        check_unseen(data, split, train=options.train)
         self.classes = classes_in(data, (options.train, split))
         self.train = labelled(data, options.train, self.classes, options.max_train, options.seed)
         self.test = labelled(data, split, self.classes, options.max_images, options.seed)

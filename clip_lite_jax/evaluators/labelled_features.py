@@ -16,7 +16,7 @@ from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.evaluators.encoding import encode_images, encode_usable
-from clip_lite_jax.evaluators.tasks import TaskData
+from clip_lite_jax.evaluators.tasks import ALL, TaskData
 from clip_lite_jax.train_step import EncodeFns
 
 Features = Literal["features", "embedding"]
@@ -63,6 +63,29 @@ def held_out_split(data: TaskData, named: str = "") -> str:
     if named:
         return named
     return next((name for name in HELD_OUT if len(data.splits.get(name, ()))), HELD_OUT[0])
+
+
+def check_unseen(data: TaskData, measured: str, **used: str) -> None:
+    """`used` are the splits that a classifier learns or chooses from, by the option that says so.
+
+    Raises:
+      ConfigError: one of them is measured on, or has pictures in common with what is.
+    """
+    learned = set().union(*(_parts(data, name) for name in used.values()))
+    free = [name for name, source in data.splits.items() if len(source) and name not in learned]
+    for option, name in used.items():
+        if common := _parts(data, measured) & _parts(data, name):
+            raise ConfigError(
+                f"split={measured!r} would measure on {' and '.join(sorted(common))}, which "
+                f"{option}={name!r} learns from: set {option} to another split"
+                + (f", or split to {' or '.join(free)}" if free else "")
+            )
+
+
+def _parts(data: TaskData, split: str) -> set[str]:
+    """The splits that a name means."""
+    everything = split == ALL and ALL not in data.splits
+    return {name for name, source in data.splits.items() if len(source)} if everything else {split}
 
 
 def classes_in(data: TaskData, splits: Iterable[str]) -> tuple[str, ...]:

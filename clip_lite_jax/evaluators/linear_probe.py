@@ -22,6 +22,7 @@ from clip_lite_jax.evaluators.encoding import encode_images
 from clip_lite_jax.evaluators.labelled_features import (
     EncodedSet,
     Features,
+    check_unseen,
     classes_in,
     encoded,
     held_out_split,
@@ -82,9 +83,13 @@ class LinearProbe(TaskEvaluator):
             there = len(data.splits.get("validation", ())) and "validation" not in splits
             self.validation = options.validation or ("validation" if there else "")
             splits += [self.validation] if self.validation else []
+        used = {"validation": self.validation} if self.validation else {}
+        check_unseen(data, self.split, train=options.train, **used)
         self.classes = classes_in(data, splits)
         self.train = labelled(data, options.train, self.classes, options.max_train, options.seed)
         self.test = labelled(data, self.split, self.classes, options.max_images, options.seed)
+        for shots in options.shots:  # before anything is encoded
+            check_shots(self.train.codes, shots)
         self.protocol = (
             f"{len(self.test)} pictures of {self.split!r}, trained on {len(self.train)} of "
             f"{options.train!r}, {len(self.classes)} classes; {options.features}; {self._method()}"
@@ -219,18 +224,28 @@ class LinearProbe(TaskEvaluator):
         return found
 
 
+def check_shots(codes: np.ndarray, shots: int) -> None:
+    """Raises `DataError` where a class of the training pictures ``[N]`` has fewer than `shots`."""
+    counts = np.bincount(codes)
+    fewest = int(counts[counts > 0].min())
+    if fewest < shots:
+        raise DataError(
+            f"shots={shots}: a class has only {fewest} training pictures; set shots to {fewest} or "
+            "fewer"
+        )
+
+
 def draw_shots(codes: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Places of `shots` examples of each class that occurs.
 
     Raises:
       DataError: a class has fewer.
     """
+    check_shots(codes, shots)
     rng = np.random.default_rng((seed, shots))
     chosen = []
     for code in np.unique(codes):
         own = np.flatnonzero(codes == code)
-        if len(own) < shots:
-            raise DataError(f"shots={shots}: a class has only {len(own)} training pictures")
         chosen.append(rng.permutation(own)[:shots])
     return np.sort(np.concatenate(chosen))
 

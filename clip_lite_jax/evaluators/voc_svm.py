@@ -17,8 +17,13 @@ from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.evaluators.bootstrap import RESAMPLES
-from clip_lite_jax.evaluators.labelled_features import features_of, held_out_split, unit
-from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
+from clip_lite_jax.evaluators.labelled_features import (
+    check_unseen,
+    features_of,
+    held_out_split,
+    unit,
+)
+from clip_lite_jax.evaluators.tasks import ALL, Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1
@@ -55,9 +60,17 @@ class VocSVM(TaskEvaluator):
     def __init__(self, data: TaskData, options: VocSVMOptions) -> None:
         self.data, self.options = data, options
         self.split = held_out_split(data, options.split)
-        train = [s for s in options.train if s != self.split and len(data.splits.get(s, ()))]
+        # Where there is no test split the validation's pictures are measured on instead.
+        instead = self.split if self.split == "validation" else ""
+        train = [
+            name
+            for name in options.train
+            if name != instead and (name == ALL or len(data.splits.get(name, ())))
+        ]
         if not train:
             data.split(options.train[0] if options.train else "train")
+        for name in train:
+            check_unseen(data, self.split, train=name)
         self.train = [targets(data.split(name)) for name in train]
         self.test = targets(data.split(self.split))
         found = {name for some in (*self.train, self.test) for name in some.names}
