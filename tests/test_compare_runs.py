@@ -145,6 +145,30 @@ def test_what_does_not_compare_is_said(copies: Copies) -> None:
     assert any("B is not finished: step 2 of 4" in note for note in notes(grouped([one, half])))
 
 
+def test_information_of_other_pairs_is_marked(copies: Copies) -> None:
+    folders = copies("a"), copies("b", eval={"max_information_pairs": 7})
+    assert {r.mark for r in number_rows(grouped(runs_of(*folders)))} == {""}  # the same pairs
+    results = json.loads((folders[1] / "results.json").read_text())
+    results["test"]["information"]["pairs"] = 7
+    (folders[1] / "results.json").write_text(json.dumps(results))
+    groups = grouped(runs_of(*folders))
+    (note,) = notes(groups)
+    assert note.startswith("Not the same protocol on Information: A: captions first, ")
+    assert note.endswith("; B: captions first, 7 pairs of test.")
+    rows = number_rows(groups)
+    assert {row.mark for row in rows if row.of.startswith("Information")} == {"‡"}
+    assert {row.mark for row in rows if row.of.startswith("Held out")} == {""}
+
+
+def test_copies_of_a_run_are_no_seeds(copies: Copies, tmp_path: Path) -> None:
+    one, copy = copies("one", 3), copies("copy", 3, chance=1, log={"every": 5})
+    with pytest.raises(ConfigError, match="one and copy have the same .* seed=3: they are no two"):
+        grouped(runs_of(one, copy))
+    (tmp_path / "link").symlink_to(one)
+    with pytest.raises(ConfigError, match="link, one: given twice"):
+        write_comparison([("one", one), ("link", tmp_path / "link")], tmp_path / "c.html")
+
+
 def test_the_page_is_one_safe_file(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

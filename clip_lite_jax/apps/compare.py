@@ -107,10 +107,17 @@ def write_comparison(runs: Sequence[tuple[str, Path]], out: Path) -> Path:
 
     Raises:
       CheckpointError: one of them holds no run with a checkpoint.
-      ConfigError: one is given twice, or there are too many configurations.
+      ConfigError: one is given twice, two are of one seed, or there are too many configurations.
     """
     names = [name for name, _ in runs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    folders = [folder.resolve() for _, folder in runs]
+    if twice := sorted(
+        {
+            n
+            for n, folder in zip(names, folders, strict=True)
+            if names.count(n) > 1 or folders.count(folder) > 1
+        }
+    ):
         raise ConfigError(f"{', '.join(twice)}: given twice, and a run is no seed of itself")
     groups = grouped([read_run(name, folder) for name, folder in runs])
     numbers = number_rows(groups)
@@ -163,7 +170,11 @@ def read_run(name: str, folder: Path) -> Run:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ in nothing but the seed, and in what changes nothing, are one group."""
+    """Runs that differ in nothing but the seed, and in what changes nothing, are one group.
+
+    Raises:
+      ConfigError: too many groups, or two runs of one seed, whose spread is not that of seeds.
+    """
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         telling = {name: value for name, value in run.values.items() if not _same_anyway(name)}
@@ -171,10 +182,25 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         found[key].append(run)
     if len(found) > MOST:
         raise ConfigError(f"{len(found)} configurations at once: at most {MOST} fit side by side")
+    for members in found.values():
+        _check_seeds(members)
     return [
         Group(chr(ord("A") + number), sorted(members, key=lambda run: run.config.seed))
         for number, members in enumerate(found.values())
     ]
+
+
+def _check_seeds(members: Sequence[Run]) -> None:
+    """Raises `ConfigError` where two runs of one configuration have one seed, as copies have."""
+    by_seed: dict[int, list[str]] = defaultdict(list)
+    for run in members:
+        by_seed[run.config.seed].append(run.name)
+    for seed, names in by_seed.items():
+        if len(names) > 1:
+            raise ConfigError(
+                f"{' and '.join(names)} have the same configuration, data, step and seed={seed}: "
+                "they are no two seeds; give one of them"
+            )
 
 
 def _same_anyway(name: str) -> bool:

@@ -77,7 +77,9 @@ def notes(groups: Sequence["Group"]) -> list[str]:
             f"Not the same split: {' and '.join(stages['validation'])} have no test numbers, and "
             "show validation numbers, which do not compare with test numbers (marked †)."
         )
-    for gallery in _galleries(groups):
+    measured = {name for group in groups for run in group.runs for name in run.held_out.numbers}
+    read_off = ["information"] if "information" in measured else []
+    for gallery in _galleries(groups) + read_off:
         asked = _parted(groups, lambda run, g=gallery: _protocol(run, g))  # type: ignore[misc]
         if len(asked) > 1:
             ways = "; ".join(f"{' and '.join(letters)}: {way}" for way, letters in asked.items())
@@ -104,7 +106,10 @@ def _parted(groups: Sequence["Group"], key: Callable[["Run"], Any]) -> dict[Any,
 
 
 def _protocol(run: "Run", evaluator: str) -> str:
-    """How a gallery is searched; "not there" for a run that has none of that name."""
+    """How a gallery is searched, or of which pairs information is read off; "not there" for a run
+    that has none of that name."""
+    if evaluator == "information":
+        return _information_protocol(run)
     for gallery in run.config.eval.retrieval:
         if f"retrieval/{gallery.name}" == evaluator:
             split = getattr(gallery, run.held_out.stage)
@@ -112,6 +117,19 @@ def _protocol(run: "Run", evaluator: str) -> str:
             one = ", one per group" if gallery.one_per_group else ""
             return f"captions {gallery.captions}, {size} images of {split}{one}"
     return "not there"
+
+
+def _information_protocol(run: "Run") -> str:
+    if "information" not in run.held_out.numbers:
+        return "not there"
+    settings = run.config.eval
+    test = run.held_out.stage == "test"
+    split = settings.information_test_split if test else settings.information_split
+    captions = "joined" if run.config.data.captions == "joined" else "first"  # as `run` has it
+    pairs = run.held_out.numbers["information"].get("pairs")
+    most = settings.max_information_pairs
+    size = f"at most {most:,}" if pairs is None else f"{pairs:,.0f}"
+    return f"captions {captions}, {size} pairs of {split}"
 
 
 def _galleries(groups: Sequence["Group"]) -> list[str]:
@@ -154,8 +172,7 @@ def number_rows(groups: Sequence["Group"]) -> list[Row]:
                 row = _row(groups, gallery, key, name, of, percent, mark)
                 if row is not None:
                     rows.append(replace(row, chance="" if chance is None else percent(chance)))
-    same = len(_parted(groups, lambda run: (run.fingerprint, run.held_out.stage))) == 1
-    mark = "" if same else INCOMPARABLE
+    mark = _mark([group.first for group in groups], "information")
     for key, name in (
         ("true_information", "true information"),
         ("jsd_lower_bound", "certified bound"),
