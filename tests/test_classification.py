@@ -13,7 +13,7 @@ from test_labelled import write_imagenet
 from benchmarks import classification_cases
 from clip_lite_jax.apps.confusion_page import confusion_page
 from clip_lite_jax.errors import ConfigError, DataError
-from clip_lite_jax.evaluators.classification import outcome, predictions
+from clip_lite_jax.evaluators.classification import mean_per_class, outcome, predictions
 from clip_lite_jax.evaluators.prompts import names_from_file, published, templates
 from clip_lite_jax.evaluators.registry import TASKS, build_task
 from clip_lite_jax.evaluators.zero_shot import class_scores, ensemble, is_unit
@@ -66,6 +66,31 @@ def test_balanced_accuracy_and_intervals() -> None:
     width = 2 * 1.96 * (result["top1"] * (1 - result["top1"]) / 400) ** 0.5
     assert result["top1_high"] - result["top1_low"] == pytest.approx(width, rel=0.1)
     assert result["mean_per_class_high"] - result["mean_per_class_low"] > width
+
+
+def test_the_mean_over_classes_is_never_certain() -> None:
+    """Two classes of four pictures, one all right and one all wrong; then by simulation, where
+    classes have one picture each, five, or many, or one class alone has few."""
+    hits, counts = np.array([4, 0, 0]), np.array([4, 4, 0])
+    found = mean_per_class(hits, counts)
+    assert found["mean_per_class"] == 0.5
+    assert 0.1 < found["mean_per_class_low"] < 0.3
+    assert 0.7 < found["mean_per_class_high"] < 0.9
+    assert mean_per_class(counts, counts)["mean_per_class_low"] < 0.9
+    rng = np.random.default_rng(0)
+    for rates, counts in (
+        (np.full(300, 0.9), np.ones(300, int)),
+        (np.full(100, 0.9), np.full(100, 5)),
+        (np.linspace(0, 0.8, 10), np.full(10, 1000)),
+        (np.append(np.ones(50), 0.5), np.append(np.full(50, 1000), 2)),
+        (np.full(2, 0.5), np.full(2, 4)),
+    ):
+        covered = [
+            found["mean_per_class_low"] <= rates.mean() <= found["mean_per_class_high"]
+            for _ in range(400)
+            for found in [mean_per_class(rng.binomial(counts, rates), counts)]
+        ]
+        assert np.mean(covered) > 0.9
 
 
 def test_ties_and_what_is_no_number_count_as_wrong() -> None:

@@ -149,7 +149,7 @@ def test_intervals_of_a_mean() -> None:
     copies, clusters = np.repeat(values[:400], 10), np.repeat(np.arange(400), 10)
     wide = np.subtract(*mean_interval(copies, clusters)[::-1])
     assert wide == pytest.approx(np.subtract(*mean_interval(values[:400])[::-1]), rel=0.05)
-    assert mean_interval(np.ones(3)) == (1, 1)
+    assert mean_interval(np.full(3, 0.5)) == (0.5, 0.5)
     assert np.isnan(mean_interval(np.zeros(0))).all()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from clip_lite_jax.apps.report_pages import duration, flop
 from clip_lite_jax.apps.report_tables import ends_of, number, over_seeds, percent
-from clip_lite_jax.evaluators.bootstrap import with_intervals
+from clip_lite_jax.evaluators.bootstrap import mean_interval, wilson
 from clip_lite_jax.evaluators.retrieval import DIRECTIONS, Queries
 
 if TYPE_CHECKING:
@@ -283,9 +283,9 @@ def _paired(
     some = before[0]
     clusters = some.groups if direction == "image_to_text" else some.groups[some.owner]
     for k in COMPARED_RECALLS:
-        found = with_intervals({"d": paired_difference(before, after, direction, k)}, clusters)
-        low, high = found["d_low"], found["d_high"]
-        cells.append(Cell(points(found["d"]), f"{points(low)} to {points(high)}"))
+        difference = paired_difference(before, after, direction, k)
+        low, high = difference_interval(difference, clusters)
+        cells.append(Cell(points(float(np.mean(difference))), f"{points(low)} to {points(high)}"))
         telling.append(low > 0 or high < 0)
     return Paired(of, letters, cells, len(clusters), seeds, telling)
 
@@ -299,6 +299,20 @@ def paired_difference(
         for some in (before, after)
     )
     return np.asarray(other - one)
+
+
+def difference_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """95 %, of the mean of differences ``[N]`` from -1 to 1, over clusters ``[N]``.
+
+    Where all are 0, they can be as large, either way, as the share of those that are not may be.
+    """
+    if not values.any():
+        _, most = wilson(0.0, len(np.unique(clusters)))
+        return -most, most
+    if np.all(values == -1):
+        low, high = mean_interval(-values, clusters)
+        return -high, -low
+    return mean_interval(values, clusters)
 
 
 def points(share: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clip_lite_jax.config import Config
+from clip_lite_jax.evaluators.bootstrap import wilson
 from clip_lite_jax.evaluators.retrieval import RECALLS, Retrieval
 
 COMPARE_FILE = Path(__file__).parent.parent / "results" / "compare.json"
@@ -77,20 +78,12 @@ class Recall:
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval of the share.
 
-        By the bootstrap where there is one; at 0 and 1, where that has no width, and in older runs
-        by `wilson`.  Images count as independent, several captions of one image do not.
+        As measured; by `wilson` in older runs, which have none, or none with a width at 0 and 1.
+        Images count as independent, several captions of one image do not.
         """
         if self.measured is not None and self.measured[0] < self.measured[1]:
             return self.measured
         return wilson(self.value, self.images)
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % confidence interval of a share of `count` independent things (Wilson 1927)."""
-    z, n, p = 1.96, count, share
-    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    scale = 1 + z**2 / n
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,39 @@
-"""Confidence intervals by resampling what is independent: images, groups, classes."""
+"""Confidence intervals by resampling what is independent: images, groups, classes.
 
+Where all values are 0, or all are 1, every resample is the same, and the interval is Wilson's.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 RESAMPLES = 1000
 DRAWS = 2 * 10**7
 """Clusters drawn for shared intervals, at most: of 50,000 images there are 400 resamples."""
+Z = NormalDist().inv_cdf(0.975)
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent things (Wilson 1927); NaN of none."""
+    if not count:
+        return math.nan, math.nan
+    n, p = count, share
+    middle, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + (Z / (2 * n)) ** 2)
+    scale = 1 + Z**2 / n
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return max(low, 0.0) if p > 0 else 0.0, min(high, 1.0) if p < 1 else 1.0
+
+
+def _without_spread(values: np.ndarray, clusters: int) -> tuple[float, float] | None:
+    """`wilson` of values ``[N]`` that are all 0 or all 1; None of others.
+
+    Of values between 0 and 1 too, such as average precisions: no mean varies more than a share.
+    """
+    if values[0] in (0, 1) and np.all(values == values[0]):
+        return wilson(float(values[0]), clusters)
+    return None
 
 
 def mean_interval(
@@ -18,13 +45,16 @@ def mean_interval(
     """The 95 % percentile interval of the mean of `values` ``[N]``.
 
     Values of one cluster (int or text ``[N]``; the captions of an image, drawings of one thing) are
-    drawn together, for they are not independent evidence.  NaN where there is no value.
+    drawn together, for they are not independent evidence.  NaN where there is no value; `wilson`
+    over clusters where all are 0 or all are 1.
     Source: Efron and Tibshirani (1993), ch. 13; clusters: Davison and Hinkley (1997), section 3.8.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
         return float("nan"), float("nan")
     sums, counts = _by_cluster(values[:, None], clusters)
+    if (certain := _without_spread(values, len(counts))) is not None:
+        return certain
     means = resampled_means(sums[:, 0], counts, resamples, seed)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
@@ -63,11 +93,13 @@ def with_shared_intervals(
     """`with_intervals` of several sets of values, all of the same clusters: drawn once for all.
 
     Clusters of each set are ``[N]`` of its own; a set that has none is a cluster for each value.
+    An array of 0 alone, or of 1, has `wilson`'s interval over its clusters.
     The queries of both directions of a search are two such sets: the captions of an image are drawn
     with it.
     """
     found: dict[str, float] = {}
     names, sums, counts = [], [], []
+    certain: dict[str, tuple[float, float]] = {}
     for values, clusters in parts:
         for name, array in values.items():
             found[name] = float(np.mean(array)) if len(array) else float("nan")
@@ -77,14 +109,21 @@ def with_shared_intervals(
         table = np.stack([np.asarray(array, np.float64) for array in values.values()], axis=1)
         total, count = _by_cluster(table, clusters)
         names += list(values)
+        for name, column in zip(values, table.T, strict=True):
+            if (ends := _without_spread(column, len(count))) is not None:
+                certain[name] = ends
         sums.append(total)
         counts.append(np.broadcast_to(count[:, None], total.shape))
     if names:
         resamples = min(RESAMPLES, max(200, DRAWS // len(sums[0])))
         means = resampled_means(np.concatenate(sums, 1), np.concatenate(counts, 1), resamples, seed)
-        ends = np.nanquantile(means, (0.025, 0.975), axis=0)
-        for name, low, high in zip(names, *ends, strict=True):
-            found[f"{name}_low"], found[f"{name}_high"] = float(low), float(high)
+        quantiles = np.nanquantile(means, (0.025, 0.975), axis=0)
+        drawn = {
+            name: (float(low), float(high))
+            for name, low, high in zip(names, *quantiles, strict=True)
+        }
+        for name, (low, high) in (drawn | certain).items():
+            found[f"{name}_low"], found[f"{name}_high"] = low, high
     return found
 
 
