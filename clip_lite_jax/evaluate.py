@@ -7,6 +7,7 @@ from typing import Any
 
 from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import to_dict
+from clip_lite_jax.errors import CheckpointError
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.evaluators.tasks import Outcome, TaskEvaluator
 from clip_lite_jax.files import RESULTS_FILE, write_atomic
@@ -62,6 +63,28 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:
-    """The results of a finished run, or None."""
+    """The results of a finished run, or None.
+
+    Raises:
+      CheckpointError: the file is cut short, or holds something else.
+    """
     path = workdir / RESULTS_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_results(path, str(error)) from error
+    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        raise _no_results(path, "it is no object with the step of a checkpoint")
+    test = found.get("test")
+    if not isinstance(test, dict) or not all(isinstance(part, dict) for part in test.values()):
+        raise _no_results(path, "it has no numbers by evaluator in 'test'")
+    return found
+
+
+def _no_results(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds no results: {why}; move it away, and the command that trained this run "
+        "evaluates it again"
+    )

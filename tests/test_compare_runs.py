@@ -193,6 +193,22 @@ def test_the_page_is_one_safe_file(
     assert "paired" not in Page(alone.read_text()).sections
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"step": 4, "te', "[]", "{}", '{"step": 4}', '{"step": 4, "test": {"a": 1}}', "[" * 10**5],
+)
+def test_results_that_cannot_be_read_are_said(
+    content: str, copies: Copies, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copies("run")
+    (folder / "results.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run/results\.json holds no results: .* move it"):
+        read_run("run", folder)
+    if content.endswith("te"):  # a report of one run
+        assert cli.main(["report", str(folder)]) == 2
+        assert "results.json holds no results" in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_said(copies: Copies, tmp_path: Path) -> None:
     run = copies("run")
     with pytest.raises(ConfigError, match="given twice"):

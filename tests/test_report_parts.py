@@ -4,7 +4,7 @@ import base64
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,19 @@ def test_errors_equal_a_loop_over_the_queries(ties: bool) -> None:
     assert errors.within_by_chance == pytest.approx(5 / 11)
     assert [c.times for c in errors.confusions] == sorted(pairs.values(), reverse=True)
     assert all(c.margin >= 0 for c in errors.confusions)
+    for i, example in enumerate(retrieval.examples):  # every third picture has no category
+        if i % 3 == 0:
+            retrieval.examples[i] = replace(example, attributes={})
+    some = build_errors("g", retrieval, scores)
+    asked = [
+        (c, int(np.argmax(np.where(np.arange(12) == owner[c], -np.inf, scores[:, c]))))
+        for c in range(24)
+    ]
+    lost = [(int(owner[c]), f) for c, f in asked if scores[f, c] >= scores[owner[c], c]]
+    known = [(one, found) for one, found in lost if one % 3]
+    assert (some.wrong, some.categorised) == (wrong, len(known))
+    assert some.within == sum(found % 3 != 0 and found % 2 == one % 2 for one, found in known)
+    assert some.categorised < some.wrong
     perfect = build_errors("g", retrieval, 9.0 * (owner == np.arange(12)[:, None]))
     assert (perfect.wrong, perfect.confusions, perfect.within) == (0, [], None)
 

@@ -41,6 +41,8 @@ class Errors:
     of: int
     within: int | None
     """Those among them whose wrong picture is of the category asked for; None without any."""
+    categorised: int
+    """Wrong answers to captions that have a category: what `within` is a part of."""
     within_by_chance: float
     """The share that a random wrong picture would give."""
     confusions: list[Confusion]
@@ -80,17 +82,20 @@ def build_errors(name: str, retrieval: Retrieval, scores: np.ndarray, shown: int
                 float(margin[caption]),
             )
         )
-    within, by_chance = _within(retrieval, wrong, first)
-    return Errors(name, len(wrong), len(owner), within, by_chance, confusions)
+    within, categorised, by_chance = _within(retrieval, wrong, first)
+    return Errors(name, len(wrong), len(owner), within, categorised, by_chance, confusions)
 
 
-def _within(retrieval: Retrieval, wrong: np.ndarray, first: np.ndarray) -> tuple[int | None, float]:
-    """How many wrong answers are of the right category, and the share expected of random ones."""
+def _within(
+    retrieval: Retrieval, wrong: np.ndarray, first: np.ndarray
+) -> tuple[int | None, int, float]:
+    """How many wrong answers are of the right category, of how many that have one to be in, and the
+    share expected of random ones."""
     names = np.array([example.attributes.get("category", "") for example in retrieval.examples])
     wrong = wrong[names[retrieval.owner[wrong]] != ""]
     if len(set(names.tolist()) - {""}) < 2 or not len(wrong):
-        return None, 0.0
+        return None, len(wrong), 0.0
     asked = names[retrieval.owner[wrong]]
     sizes = Counter(names.tolist())
     by_chance = np.mean([(sizes[name] - 1) / (len(names) - 1) for name in asked.tolist()])
-    return int(np.sum(names[first[wrong]] == asked)), float(by_chance)
+    return int(np.sum(names[first[wrong]] == asked)), len(wrong), float(by_chance)
