@@ -29,6 +29,7 @@ from clip_lite_jax.evaluators.places import (
     on_picture,
     overlap,
     points_at,
+    share_near,
     strongest_points,
 )
 from clip_lite_jax.evaluators.tasks import TaskData
@@ -150,6 +151,16 @@ def test_boxes_around_heat_and_among_candidates_equal_loops() -> None:
         best = max(scores, default=0)
         expected = [b for b, s in zip(boxes, scores, strict=True) if best and np.isclose(s, best)]
         assert hottest(heat, boxes, 0.5) == expected
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 7.5, 100.0])
+@pytest.mark.parametrize("box", [(5.25, 4.5, 20.0, 15.0), (-3.0, 2.0, 4.0, 40.0), (31.0, 0, 60, 9)])
+def test_the_chance_to_point_near_a_box_is_that_of_random_points(
+    box: tuple[float, float, float, float], tolerance: float
+) -> None:
+    points = np.random.default_rng(0).uniform(0, (30, 20), (20_000, 2))
+    hits = [points_at(point[None], box, tolerance) for point in points]
+    assert share_near(box, (30, 20), tolerance) == pytest.approx(np.mean(hits), abs=0.01)
 
 
 def test_overlap_equals_counted_pixels() -> None:
@@ -286,6 +297,12 @@ def test_detections(tmp_path: Path) -> None:
     metrics = build_grounding(task_data(folder, BadExamples()), options).outcome(RedFns()).metrics  # type: ignore[arg-type]
     assert metrics["candidate_accuracy"] == pytest.approx(2 / 6)
     assert metrics["candidate_chance"] == pytest.approx(3 / 2 / 6)
+    for content in ('{"02": [[1, 2, 3, 4]]}', "{}"):
+        path.write_text(content)
+        with pytest.raises(
+            DataError, match="no id is that of .*in the file: (02|none); of .*: 2, 3"
+        ):
+            build_grounding(task_data(folder, BadExamples()), options)
     for content in (
         "[]",
         '{"1": 2}',

@@ -135,6 +135,16 @@ def test_references_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
         assert reason in reasons
 
 
+def test_a_box_of_another_image_is_none(tmp_path: Path) -> None:
+    references = refcoco_files.references()
+    references[0]["ann_id"] = 20  # of the picture of testA
+    folder = refcoco_files.write(tmp_path, refcoco_files.python2_pickle(references))
+    bad = BadExamples()
+    sources = build_sources(DataConfig(source=str(folder)), bad, training=False)
+    assert {name: len(split) for name, split in sources.items()}["train"] == 1
+    assert list(bad.reasons.values()) == ["annotation 20 is of another image"]
+
+
 def test_a_length_is_not_believed() -> None:
     """The stream's length is the limit of what is read."""
     with pytest.raises((ValueError, EOFError)):

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_config, write_pairs
-from scipy.stats import binomtest
 from test_report import Page, fake_retrieval
 
 from clip_lite_jax import status as status_module
-from clip_lite_jax.apps.compare_tables import difference_interval
 from clip_lite_jax.apps.evaluation import Result
 from clip_lite_jax.apps.report import write_report
 from clip_lite_jax.apps.report_cost import cost
@@ -32,13 +30,7 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.data.tokenizer import Tokenizer, train_tokenizer
-from clip_lite_jax.evaluators.bootstrap import (
-    RESAMPLES,
-    mean_interval,
-    wilson,
-    with_intervals,
-    with_shared_intervals,
-)
+from clip_lite_jax.evaluators.bootstrap import RESAMPLES, wilson, with_shared_intervals
 from clip_lite_jax.evaluators.ranking import dense_counts
 from clip_lite_jax.evaluators.retrieval import Queries, retrieval_intervals
 from clip_lite_jax.status import Status
@@ -87,36 +79,6 @@ def test_ranks_of_queries_come_back_from_json() -> None:
         text | {"image_to_text": ""},
     ):
         assert Queries.from_json(wrong) is None
-
-
-@pytest.mark.parametrize(("hits", "count"), [(0, 8), (8, 8), (3, 8), (1, 570), (570, 570)])
-def test_wilson_is_scipys(hits: int, count: int) -> None:
-    interval = binomtest(hits, count).proportion_ci(method="wilson")
-    assert wilson(hits / count, count) == pytest.approx((interval.low, interval.high))
-
-
-def test_equal_answers_are_no_certainty() -> None:
-    """None of 570 right; all right, of three things drawn twice each; and what is between."""
-    values = {"none": np.zeros(570), "some": np.arange(570) % 2}
-    found = with_intervals(values)
-    assert (found["none_low"], found["none_high"]) == wilson(0, 570)
-    assert found["none_high"] == pytest.approx(0.0067, abs=1e-4)
-    assert 0.4 < found["some_low"] < 0.5 < found["some_high"] < 0.6
-    both = {"all": np.ones(6)}, np.repeat(np.arange(3), 2)
-    shared = with_shared_intervals([both, ({"other": np.arange(3)}, np.arange(3))])
-    assert (shared["all_low"], shared["all_high"]) == wilson(1, 3)
-    assert mean_interval(both[0]["all"], both[1]) == wilson(1, 3)
-    assert np.isnan(wilson(0, 0)).all()
-
-
-def test_a_difference_of_nothing_is_no_certainty() -> None:
-    clusters = np.repeat(np.arange(20), 2)
-    most = wilson(0, 20)[1]
-    assert difference_interval(np.zeros(40), clusters) == (-most, most)
-    assert difference_interval(np.ones(40), clusters) == wilson(1, 20)
-    assert difference_interval(-np.ones(40), clusters) == (-1, -wilson(1, 20)[0])
-    values = np.tile([0.0, -1.0], 20)
-    assert difference_interval(values, clusters) == mean_interval(values, clusters)
 
 
 def test_a_bootstrap_without_width_gives_way_to_wilson() -> None:
@@ -361,7 +323,10 @@ def test_results_of_tasks_are_shown_with_their_protocol(finished_run: Path, tmp_
         metrics={"top1": 0.5, "top1_low": 0.4, "top1_high": 0.625, "r1": 0.0, "nothing": None},
         model={"step": 3},
         data={"fingerprint": "0123456789abcdef"},
-        tables={"per_class": rows[::-1], "other": [{"a": 1, "b": "two"}]},
+        tables={
+            "per_class": [{"class": "left out", "count": 0}, *rows[::-1]],
+            "other": [{"a": 1, "b": "two"}],
+        },
     )
     folder = workdir / "evaluations"
     folder.mkdir()
@@ -373,14 +338,14 @@ def test_results_of_tasks_are_shown_with_their_protocol(finished_run: Path, tmp_
     assert [m.value for m in shown.metrics] == ["0.5", "0", "not finite"]
     assert "of step 3, not of this report's 4" in shown.origin
     per_class, other = shown.tables
-    assert (per_class.worst, per_class.of) == ("accuracy", 20)
+    assert (per_class.worst, per_class.of) == ("accuracy", 21)
     assert [row[2] for row in per_class.rows] == ["0", *(f"{i / 20:.4g}" for i in range(1, 10))]
     assert other.rows == [["1", "two"]]
     source = write_report(workdir).read_text()
     page = Page(source)
     assert "tasks" in page.sections
     assert "ties count as wrong" in page.text  # the protocol of eval.tasks
-    assert "the worst 10 of 20 by accuracy" in page.text
+    assert "the worst 10 of 21 by accuracy" in page.text
     assert HOSTILE in page.text
     assert HOSTILE not in source
 

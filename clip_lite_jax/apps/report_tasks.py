@@ -123,12 +123,17 @@ def _tables(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Table]:
         if not rows:
             continue
         columns = list(dict.fromkeys(key for row in rows for key in row))[:COLUMNS]
-        worst = next((key for key in QUALITY if all(_is_number(row.get(key)) for row in rows)), "")
-        some = sorted(rows, key=lambda row: row[worst]) if worst else rows
+        worst = next((key for key in QUALITY if any(_is_number(row.get(key)) for row in rows)), "")
+        some = sorted(rows, key=lambda row: _value_or_last(row.get(worst))) if worst else rows
         cells = [[_cell(row.get(column)) for column in columns] for row in some[:ROWS]]
         titles = [column.replace("_", " ") for column in columns]
         shown.append(Table(name.replace("_", " "), titles, cells, len(rows), worst))
     return shown
+
+
+def _value_or_last(value: Any) -> float:
+    """For sorting: a class that was left out has no value, and is not the worst one."""
+    return float(value) if _is_number(value) else math.inf
 
 
 def _is_number(value: object) -> bool:

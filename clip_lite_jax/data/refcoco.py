@@ -48,10 +48,13 @@ def read_refcoco(config: DataConfig) -> Found:
     }
     annotations = items_of(instances, content, "annotations")
     boxes = {id_of(instances, item, "id"): _box(item.get("bbox")) for item in annotations}
+    image_of = {
+        id_of(instances, item, "id"): id_of(instances, item, "image_id") for item in annotations
+    }
     candidates: dict[Any, list[list[float]]] = {}
     for item in annotations:
-        if box := boxes[id_of(instances, item, "id")]:
-            candidates.setdefault(id_of(instances, item, "image_id"), []).append(box)
+        if box := boxes[annotation := id_of(instances, item, "id")]:
+            candidates.setdefault(image_of[annotation], []).append(box)
     written = {id: json.dumps(some) for id, some in candidates.items()}
     files = {id: text_of(instances, image, "file_name") for id, image in images.items()}
     rows: list[Row] = []
@@ -66,6 +69,8 @@ def read_refcoco(config: DataConfig) -> Found:
             bad[number] = "of an image that is not listed"
         elif boxes.get(ann) is None:
             bad[number] = f"no annotation {ann} with a box"
+        elif image_of[ann] != image:
+            bad[number] = f"annotation {ann} is of another image"
         seen.add(ref)
         phrases, attributes = [], {"part": part}
         if number not in bad:

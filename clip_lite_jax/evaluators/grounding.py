@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from clip_lite_jax.evaluators.places import (
     on_picture,
     overlap,
     points_at,
+    share_near,
     strongest_points,
 )
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
@@ -127,6 +128,8 @@ class Grounding(TaskEvaluator):
                 "reads data.format='refcoco', or examples with an attribute 'box' "
                 "(docs/evaluate.md)"
             )
+        if detections is not None:
+            self._check_known(detections)
         kind = "detections" if options.detections else "all annotated boxes"
         boxes = repr([(phrase.box, phrase.candidates) for phrase in self.phrases]).encode()
         digest = hashlib.blake2b(boxes, digest_size=6).hexdigest()
@@ -139,6 +142,20 @@ class Grounding(TaskEvaluator):
             f"with the candidate of most heat / area^{options.area_power:g}, candidates: {kind}; "
             "ties count against the model; intervals over images"
         )
+
+    def _check_known(self, detections: Mapping[str, Sequence[Box]]) -> None:
+        """Raises `DataError` where no image has detections: all would be wrong, unexplained."""
+        asked = {self._image_id(phrase) for phrase in self.phrases}
+        if not asked & detections.keys():
+            theirs, ours = (", ".join(sorted(ids)[:3]) or "none" for ids in (detections, asked))
+            raise DataError(
+                f"detections={self.options.detections}: no id is that of an image of split "
+                f"{self.options.split!r}; ids in the file: {theirs[:200]}; of images (attribute "
+                f"'image_id'): {ours[:200]}"
+            )
+
+    def _image_id(self, phrase: Phrase) -> str:
+        return self.source.metadata(phrase.index).attributes.get("image_id", "")
 
     def outcome(self, fns: EncodeFns) -> Outcome:
         found = [(one.phrase, one.values) for one in self.found(fns, self.phrases)]
@@ -190,12 +207,11 @@ class Grounding(TaskEvaluator):
         around = box_around(heat, options.threshold)
         chosen = hottest(heat, phrase.candidates, options.area_power)
         width, height = picture.size
-        inside = _common(phrase.box, (0.0, 0.0, float(width), float(height)))
         centre = np.array([[width / 2, height / 2]])
         values = {
             "pointing_game": float(points_at(points, phrase.box, options.tolerance)),
             "pointing_game_centre": float(points_at(centre, phrase.box, options.tolerance)),
-            "pointing_game_chance": area(inside) / (width * height),
+            "pointing_game_chance": share_near(phrase.box, picture.size, options.tolerance),
             "box_accuracy": float(_worst(around, phrase.box) >= RIGHT),
             "box_iou": _worst(around, phrase.box),
             "seen": area(_common(phrase.box, view)) / area(phrase.box),

@@ -37,7 +37,8 @@ def fit_sgd(
     epochs: int = 100,
     seed: int = 0,
 ) -> Classifier:
-    """Softmax regression on features ``[N, F]``, or on one of V views of each, ``[N, V, F]``.
+    """Softmax regression on features ``[N, F]``, or on V views of each, ``[N, V, F]``, of
+    which one is drawn at every epoch.
 
     SGD with momentum, no weight decay, cosine schedule to 0 without warm-up, weights drawn from
     N(0, 0.01²), biases 0; an epoch ends with a smaller batch, and is shuffled by seed and number.

@@ -52,8 +52,8 @@ class LinearProbeOptions:
     batch_size: PositiveInt = 256
     epochs: PositiveInt = 100
     views: NonNegativeInt = 0
-    """Random crops that SGD trains on, each picture's by turns; 0 trains on the view of evaluation.
-    VirTex draws a new crop at every epoch."""
+    """Random crops of a picture, of which SGD draws one at every epoch; 0 trains on the view of
+    evaluation.  VirTex makes a new crop at every epoch."""
     c: PositiveFloat | None = None
     """Of L-BFGS; by default it is searched."""
     max_iter: PositiveInt = 1000

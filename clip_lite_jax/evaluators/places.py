@@ -59,6 +59,25 @@ def points_at(points: np.ndarray, box: Box, tolerance: float = 0.0) -> bool:
     return bool(len(points)) and bool(np.all(np.hypot(across, down) <= tolerance))
 
 
+def share_near(box: Box, size: tuple[int, int], tolerance: float = 0.0) -> float:
+    """The share of a picture of `size` (width, height) that is within `tolerance` pixels of a box:
+    what `points_at` gives to a random point of it.
+
+    Around the box it is summed up over lines, eight for each pixel.
+    """
+    left, upper, right, lower = box
+    width, height = size
+    inside = max(0.0, min(right, width) - max(left, 0.0))
+    found = inside * max(0.0, min(lower, height) - max(upper, 0.0))
+    if tolerance:
+        y = (np.arange(8 * height) + 0.5) / 8
+        down = np.maximum(0, np.maximum(upper - y, y - lower))
+        reach = np.sqrt(np.maximum(0, tolerance**2 - down**2))
+        wide = np.minimum(right + reach, width) - np.maximum(left - reach, 0)
+        found = float(np.sum(np.maximum(0, wide)[down <= tolerance])) / 8
+    return found / (width * height)
+
+
 def box_around(heat: np.ndarray, threshold: float) -> list[Box]:
     """The box around the largest connected part of what is hot in a map ``[H, W]``.
 
