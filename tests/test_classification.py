@@ -1,5 +1,7 @@
 """Accuracies, and zero-shot classification, against scikit-learn, clip-benchmark and loops."""
 
+import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,13 @@ def test_own_classes_and_prompts(tmp_path: Path) -> None:
     task = build_task("zero_shot", data, options)
     result = task.outcome(COSINE)
     assert result.metrics["classes"] == 4
+    build = functools.partial(build_task, "zero_shot", data)
+    before = build(options | {"max_images": 2, "seed": 5}).protocol
+    assert re.search(r"4 classes \(classes.txt \w{12}\); 2 prompts \(prompts.txt \w{12}\)", before)
+    assert before.endswith("; drawn with seed 5")
+    assert "seed" not in build(options).protocol
+    prompts.write_text("{}\n\na {} of {}\n")  # the name of the file stays
+    assert before != build(options | {"max_images": 2, "seed": 5}).protocol
     # Two classes are called bird: none of their pictures can be right.
     assert "2 classes are never right" in task.protocol
     for row in result.tables["per_class"]:

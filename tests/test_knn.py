@@ -82,5 +82,8 @@ def test_fashion_mnist_end_to_end(tmp_path: Path) -> None:
         assert metrics["images"] == 6
         assert metrics["train_images"] == 20
     assert build_task("knn", data, {"k": 1}).outcome(COSINE).metrics["top1"] == 1
-    some = build_task("knn", data, {"max_train": 7, "max_images": 1}).outcome(COSINE).metrics
+    assert "seed" not in build_task("knn", data, {"max_train": 20}).protocol
+    task = build_task("knn", data, {"max_train": 7, "max_images": 1, "seed": 3})
+    assert "; drawn with seed 3" in task.protocol
+    some = task.outcome(COSINE).metrics
     assert (some["train_images"], some["images"]) == (7, 1)

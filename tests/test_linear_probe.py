@@ -157,3 +157,10 @@ def test_inaturalist_end_to_end(tmp_path: Path) -> None:
     assert outcome.metrics["c"] == 0.316
     assert "without training pictures" not in task.protocol
     assert "C=0.316" in task.protocol
+    assert "seed" not in task.protocol  # nothing is drawn
+    for options in ({}, {"method": "lbfgs"}, {"method": "lbfgs", "c": 1.0, "max_train": 9}):
+        assert (
+            "drawn with seed 4" in build_task("linear_probe", data, options | {"seed": 4}).protocol
+        )
+    shots = build_task("linear_probe", data, {"shots": [1, 2], "few_shot_seeds": 3}).protocol
+    assert "1, 2 shots: mean of 3 draws, L-BFGS with C=0.316" in shots

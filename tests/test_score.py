@@ -388,7 +388,10 @@ def test_the_task_fits_on_one_split_and_judges_another(
     rows = found.tables["reliability_calibrated"]
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert "fitted on 'validation', judged on 'test'" in task.protocol
+    sizes = " and ".join(f"{len(part.real):,}" for part in parts)
+    assert f"({sizes} pairs, at most 2,000 of a split by a hash of ids, the first" in task.protocol
     halves = CalibrationTask(data, CalibrationOptions(fit="test", read="test"))
+    assert f"({len(parts[1].real)} pairs halved by group, at most" in halves.protocol
     scores = {"test": halves.galleries["test"].scores(model.fns)}
     one, other = halves.halves(scores)
     assert not set(one.groups) & set(other.groups)

@@ -250,9 +250,15 @@ class CalibrationTask(TaskEvaluator):
                 raise DataError(
                     f"calibration: split {split!r} has no two pairs of different things"
                 )
-        halved = "its halves by group" if options.fit == options.read else "all of its pairs"
+        sizes = " and ".join(f"{len(some.examples):,}" for some in self.galleries.values())
+        halved = " halved by group" if options.fit == options.read else ""
+        captions = {"first": "the first caption of each", "joined": "captions of each joined"}
+        used = (
+            f"{sizes} pairs{halved}, at most {options.max_images:,} of a split by a hash of ids, "
+            f"{captions[options.captions]}"
+        )
         self.protocol = (
-            f"scale and shift fitted on {options.fit!r}, judged on {options.read!r} ({halved}); "
+            f"scale and shift fitted on {options.fit!r}, judged on {options.read!r} ({used}); "
             f"real pairs and {options.wrong} derangements of their captions at even odds, captions "
             f"of the same group or text left out; {options.bins} bins, equally wide and of equal "
             "mass; 95 % intervals by bootstrap over groups"

@@ -14,6 +14,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     Features,
     check_unseen,
     classes_in,
+    drawn_with,
     encoded,
     held_out_split,
     labelled,
@@ -60,6 +61,7 @@ class KNN(TaskEvaluator):
             f"of {len(self.train)} of {options.train!r}, {len(self.classes)} classes; cosine of "
             f"the {options.features}, weight exp(cosine / {options.temperature}); of equally near "
             "ones the first count, classes with equal votes count as wrong"
+            + drawn_with(options.seed, self.train, self.test)
             + unlearnable(self.train, self.test)
         )
 

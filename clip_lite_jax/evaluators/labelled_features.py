@@ -37,6 +37,8 @@ class LabelledSet:
     """int64 ``[N]``: places in a list of classes."""
     left_out: int = 0
     """Pictures of the source without exactly one label."""
+    drawn: bool = False
+    """Whether these are some of more, drawn by a seed."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -133,8 +135,13 @@ def labelled(
     found = LabelledSet(source, np.array(places), np.array(codes), len(source) - len(places))
     if maximum and maximum < len(found):
         chosen = np.random.default_rng(seed).permutation(len(found))[:maximum]
-        return found.take(np.sort(chosen))
+        return replace(found.take(np.sort(chosen)), drawn=True)
     return found
+
+
+def drawn_with(seed: int, *sets: LabelledSet, also: bool = False) -> str:
+    """For a protocol: the seed where pictures are drawn, or something `also` is."""
+    return f"; drawn with seed {seed}" if also or any(some.drawn for some in sets) else ""
 
 
 def unlearnable(train: LabelledSet, test: LabelledSet) -> str:

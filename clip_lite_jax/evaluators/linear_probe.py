@@ -24,6 +24,7 @@ from clip_lite_jax.evaluators.labelled_features import (
     Features,
     check_unseen,
     classes_in,
+    drawn_with,
     encoded,
     held_out_split,
     labelled,
@@ -93,7 +94,25 @@ class LinearProbe(TaskEvaluator):
         self.protocol = (
             f"{len(self.test)} pictures of {self.split!r}, trained on {len(self.train)} of "
             f"{options.train!r}, {len(self.classes)} classes; {options.features}; {self._method()}"
-            f"; equal scores count as wrong{unlearnable(self.train, self.test)}"
+            f"{self._few_shots()}; equal scores count as wrong"
+            + drawn_with(options.seed, self.train, self.test, also=self._draws())
+            + unlearnable(self.train, self.test)
+        )
+
+    def _draws(self) -> bool:
+        """Whether the seed decides more than the pictures: order, first weights, parts, shots."""
+        options = self.options
+        held_out = options.c is None and not self.validation
+        return options.method == "sgd" or held_out or bool(options.shots)
+
+    def _few_shots(self) -> str:
+        options = self.options
+        if not options.shots:
+            return ""
+        shots = ", ".join(map(str, options.shots))
+        return (
+            f"; {shots} shots: mean of {options.few_shot_seeds} draws, L-BFGS with "
+            f"C={options.few_shot_c:g}"
         )
 
     def _method(self) -> str:

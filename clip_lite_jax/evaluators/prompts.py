@@ -1,7 +1,8 @@
 """Prompts and names of classes for zero-shot classification: OpenAI's, or a user's."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def templates(name: str) -> tuple[str, ...]:
     if wrong := [line for line in found if "{}" not in line]:
         raise ConfigError(f"prompts={name!r}: no {{}} for the class in {wrong[0]!r}")
     return found
+
+
+def with_digest(path: str, content: Iterable[str]) -> str:
+    """For a protocol: the name of a file with a digest of what it says, which two files of one name
+    do not share."""
+    digest = hashlib.blake2b("\n".join(content).encode(errors="surrogatepass"), digest_size=6)
+    return f"{Path(path).name} {digest.hexdigest()}"
 
 
 def names_from_file(path: str) -> dict[str, list[str]]:

@@ -14,12 +14,20 @@ from clip_lite_jax.evaluators import classification
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images
 from clip_lite_jax.evaluators.labelled_features import (
     classes_in,
+    drawn_with,
     encoded,
     held_out_split,
     labelled,
     unit,
 )
-from clip_lite_jax.evaluators.prompts import names_from_file, names_of, shown, templates
+from clip_lite_jax.evaluators.prompts import (
+    names_from_file,
+    names_of,
+    published,
+    shown,
+    templates,
+    with_digest,
+)
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
 
@@ -70,17 +78,23 @@ class ZeroShot(TaskEvaluator):
         self.protocol = self._protocol("normalised, averaged, normalised")
 
     def _protocol(self, ensemble: str, alike: Sequence[str] = ()) -> str:
+        prompts, classes = str(self.options.prompts), f"{len(self.classes)} classes"
+        if prompts not in published()["templates"]:
+            prompts = with_digest(prompts, self.templates)
+        if self.options.classes:
+            pairs = zip(self.classes, self.names, strict=True)
+            lines = [f"{label}={name}" for label, names in pairs for name in names]
+            classes += f" ({with_digest(self.options.classes, lines)})"
         text = (
-            f"{len(self.pictures)} pictures of {self.split!r}, {len(self.classes)} classes; "
-            f"{len(self.templates)} prompts ({self.options.prompts}) a name, {ensemble}; "
-            "ties count as wrong"
+            f"{len(self.pictures)} pictures of {self.split!r}, {classes}; {len(self.templates)} "
+            f"prompts ({prompts}) a name, {ensemble}; ties count as wrong"
         )
         if alike:
             text += (
                 f", so {len(alike)} classes are never right: their prompts read as those of others "
                 f"do, by equal names or cut at data.max_tokens ({', '.join(alike[:4])})"
             )
-        return text
+        return text + drawn_with(self.options.seed, self.pictures)
 
     def outcome(self, fns: EncodeFns) -> Outcome:
         texts = [[t.replace("{}", n) for n in some for t in self.templates] for some in self.names]
