@@ -22,7 +22,6 @@ import numpy as np
 
 import clip_lite_jax
 from clip_lite_jax.apps import index_faiss, index_files
-from clip_lite_jax.apps.embed import unit_rows
 from clip_lite_jax.apps.encoding import encode_pictures, encode_texts, open_splits
 from clip_lite_jax.apps.identity import identity_of
 from clip_lite_jax.apps.index import Index
@@ -32,6 +31,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.rows import TEXT, array
 from clip_lite_jax.inference import DualEncoderModel
+from clip_lite_jax.vectors import unit
 
 NOISE = 0.6
 """Length of the noise beside a drawing's embedding of length 1: copies have a cosine of about .74
@@ -66,7 +66,7 @@ def measure(
 
     def encode() -> None:
         nonlocal pictures
-        pictures = unit_rows(np.stack(list(encode_pictures(model, source, chosen, threads))))
+        pictures = unit(np.stack(list(encode_pictures(model, source, chosen, threads))), np.float32)
 
     seconds, used = clocked(encode)
     texts = [source.metadata(index).captions[0] for index in chosen[:queries]]
@@ -93,7 +93,7 @@ def rows_like(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     """float32 ``[size, D]`` of length 1: every picture as often, each time with other noise."""
     rows = np.resize(pictures, (size, pictures.shape[1]))
     noise = rng.standard_normal(rows.shape, np.float32) * (NOISE / rows.shape[1] ** 0.5)
-    return unit_rows(rows + noise)
+    return unit(rows + noise, np.float32)
 
 
 def of_size(

@@ -29,6 +29,7 @@ from clip_lite_jax.optim import build_optimizer
 from clip_lite_jax.sharding import build_mesh
 from clip_lite_jax.train_state import init_state
 from clip_lite_jax.train_step import make_encode_fns
+from clip_lite_jax.vectors import unit
 
 Images = Sequence[str | Path | Image.Image] | np.ndarray
 """Paths, PIL images, or uint8 ``[N, H, W, 3]``."""
@@ -76,11 +77,11 @@ class DualEncoderModel:
         Raises:
           BadImage: an image that cannot be decoded; the message names the file.
         """
-        return _unit(self.project_image(images))
+        return unit(self.project_image(images), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → float32 ``[N, D]`` of unit length."""
-        return _unit(self.project_text(texts))
+        return unit(self.project_text(texts), np.float32)
 
     def project_image(self, images: Images) -> np.ndarray:
         """Images → ``[N, D]`` as the critic takes them, for `fns.pairs` and `fns.matrix`."""
@@ -236,8 +237,3 @@ def _open(image: str | Path | Image.Image | np.ndarray) -> Opened:
 @partial(jax.jit, static_argnums=(0, 1))
 def _apply(module: DualEncoder, method: str, variables: Any, *arrays: Any) -> Any:
     return module.apply(variables, *arrays, method=method)
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    embeddings = embeddings.astype(np.float32)
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)

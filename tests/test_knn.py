@@ -12,8 +12,8 @@ from test_labelled import write_idx
 
 from clip_lite_jax.evaluators import knn
 from clip_lite_jax.evaluators.knn import nearest, votes
-from clip_lite_jax.evaluators.labelled_features import unit
 from clip_lite_jax.evaluators.registry import build_task
+from clip_lite_jax.vectors import unit
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,13 @@ def test_neighbours_and_votes_are_those_of_a_loop(train: int, test: int, seed: i
         for i in order:
             expected[codes[i]] += np.exp((similar[i] - similar[order[0]]) / 0.07)
         np.testing.assert_allclose(found[row], expected, rtol=1e-4)
+
+
+def test_unit_length() -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    np.testing.assert_allclose(unit(rows), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    assert (unit(rows).dtype, unit(rows[0], np.float64).dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(unit(rows[0]), [0.6, 0.8], rtol=1e-6)
 
 
 def test_the_class_is_scikit_learns() -> None:

@@ -34,6 +34,7 @@ from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.errors import ConfigError, DataError
 from clip_lite_jax.files import read_json, write_atomic
 from clip_lite_jax.inference import DualEncoderModel
+from clip_lite_jax.vectors import unit
 
 SETTINGS_FILE, MANIFEST_FILE, SKIPPED_FILE = "embed.json", "manifest.json", "skipped.jsonl"
 
@@ -125,12 +126,6 @@ def describe(manifest: Mapping[str, Any]) -> str:
     listed = f", listed in {SKIPPED_FILE}" if manifest["skipped"] else ""
     lines.append(f"skipped: {manifest['skipped']:,}{listed}")
     return "\n".join(lines)
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows ``[N, D]`` scaled to length 1, float32; zeros stay."""
-    rows = np.asarray(rows, np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 
 def _check(model: DualEncoderModel, embedding: Embedding) -> None:
@@ -234,7 +229,7 @@ def _write(
                 kept.append(row)
         rows = np.stack(kept) if kept else np.zeros((0, 0), np.float32)
     if embedding.unit:
-        rows = unit_rows(rows)
+        rows = unit(rows, np.float32)
     path = job.path(embedding)
     if ids:
         shard = Shard(ids, rows.astype(embedding.dtype), captions)

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from clip_lite_jax.apps import index_faiss, index_files
 from clip_lite_jax.apps.identity import Identity
 from clip_lite_jax.apps.index_files import COLUMNS, Manifest, Rows
-from clip_lite_jax.apps.queries import Query, unit
+from clip_lite_jax.apps.queries import Query
 from clip_lite_jax.data.pairs import inside
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
+from clip_lite_jax.vectors import unit
 
 FAISS_ABOVE = 50_000
 """Rows from which on a graph answers faster than it costs to make; see docs/search.md."""
@@ -193,14 +194,16 @@ class Index:
         if not self.model.affine:
             rows, values = self._by_critic(searched, query, count, scored, matrix)
         elif self._by_graph(searched):
-            rows, values = index_faiss.search(searched.graph(True), unit(query.embedding), count)
+            rows, values = index_faiss.search(
+                searched.graph(True), unit(query.embedding, np.float32), count
+            )
             values = self._scores(values) if scored else values
         elif scored:
             found = searched.embeddings @ np.ascontiguousarray(query.embedding, np.float32)
             rows, values = best(found, count)
             values = self._scores(values)
         else:
-            found = searched.embeddings @ unit(query.embedding)
+            found = searched.embeddings @ unit(query.embedding, np.float32)
             if not searched.unit:
                 found /= searched.lengths
             rows, values = best(found, count)

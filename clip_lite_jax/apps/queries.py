@@ -15,6 +15,7 @@ from clip_lite_jax.apps.identity import NOT_AFFINE
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
 from clip_lite_jax.inference import DualEncoderModel
+from clip_lite_jax.vectors import unit
 
 _PADDED = 8
 """Texts are padded to a multiple of so many tokens: one program for most queries."""
@@ -135,7 +136,7 @@ def combined(embeddings: Sequence[np.ndarray], weights: Sequence[float]) -> np.n
     Raises:
       ConfigError: the parts cancel each other.
     """
-    rows = [unit(embedding) for embedding in embeddings]
+    rows = [unit(embedding, np.float32) for embedding in embeddings]
     total = np.sum([w * row for w, row in zip(weights, rows, strict=True)], axis=0)
     return _unit_or_nothing(total, "the parts of the query cancel each other")
 
@@ -151,22 +152,16 @@ def removed(embedding: np.ndarray, concepts: Sequence[np.ndarray]) -> np.ndarray
     Raises:
       ConfigError: nothing is left.
     """
-    q = unit(embedding).astype(np.float64)
+    q = unit(embedding, np.float32).astype(np.float64)
     left, sizes, _ = np.linalg.svd(
-        np.stack([unit(concept) for concept in concepts], axis=1).astype(np.float64),
+        np.stack([unit(concept, np.float32) for concept in concepts], axis=1).astype(np.float64),
         full_matrices=False,
     )
     basis = left[:, sizes > NOTHING_LEFT]  # of concepts that say the same, one direction
     return _unit_or_nothing(q - basis @ (basis.T @ q), "--without leaves nothing of the query")
 
 
-def unit(embedding: np.ndarray) -> np.ndarray:
-    """float32 ``[D]`` of length 1; zeros stay."""
-    embedding = np.asarray(embedding, np.float32)
-    return embedding / max(float(np.linalg.norm(embedding)), 1e-12)
-
-
 def _unit_or_nothing(embedding: np.ndarray, message: str) -> np.ndarray:
     if np.linalg.norm(embedding) < NOTHING_LEFT:
         raise ConfigError(message)
-    return unit(embedding)
+    return unit(embedding, np.float32)

@@ -15,6 +15,7 @@ from clip_lite_jax.apps.report_gallery import order_by_hash, shorten
 from clip_lite_jax.apps.report_plots import DARK, Plot, Theme, plot
 from clip_lite_jax.apps.report_tables import category_names
 from clip_lite_jax.evaluators.retrieval import Retrieval
+from clip_lite_jax.vectors import unit
 
 DRAWN = 150
 """Pairs in the figures; numbers are of all.  Each is four marks in the file, two for each paper."""
@@ -61,7 +62,7 @@ def embedding_map(
     count = len(images)
     if count < 3 or images.ndim != 2 or images.shape[1:] != texts.shape[1:]:
         return None
-    images, texts = unit(images), unit(texts)
+    images, texts = unit(images, np.float64), unit(texts, np.float64)
     if retrieval.averaged is not None:
         starts = np.cumsum(retrieval.averaged) - retrieval.averaged
         texts = unit(np.add.reduceat(texts, starts, axis=0))
@@ -87,11 +88,6 @@ def embedding_map(
         ],
         kinds=kinds,
     )
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = vectors.astype(np.float64)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 
 def principal(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,12 +18,12 @@ from clip_lite_jax.evaluators.labelled_features import (
     encoded,
     held_out_split,
     labelled,
-    unit,
     unlearnable,
 )
 from clip_lite_jax.evaluators.prompts import shown
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
+from clip_lite_jax.vectors import unit
 
 QUERIES, KEYS = 512, 16_384
 """Pictures that are compared at once: 32 MiB of similarities."""

@@ -232,8 +232,3 @@ def _encode(
         view,
     )
     return features, kept
-
-
-def unit(features: np.ndarray) -> np.ndarray:
-    """Rows of unit length; a row of zeros stays one."""
-    return features / np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)

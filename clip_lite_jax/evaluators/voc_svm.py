@@ -21,10 +21,10 @@ from clip_lite_jax.evaluators.labelled_features import (
     check_unseen,
     features_of,
     held_out_split,
-    unit,
 )
 from clip_lite_jax.evaluators.tasks import ALL, Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
+from clip_lite_jax.vectors import unit
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1
 """A picture's targets as VirTex has them; VOC's own files have -1 for absent, 0 for difficult."""

@@ -18,7 +18,6 @@ from clip_lite_jax.evaluators.labelled_features import (
     encoded,
     held_out_split,
     labelled,
-    unit,
 )
 from clip_lite_jax.evaluators.prompts import (
     names_from_file,
@@ -30,6 +29,7 @@ from clip_lite_jax.evaluators.prompts import (
 )
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
+from clip_lite_jax.vectors import unit
 
 MAX_TEXTS = 4096
 """Prompts that are scored with a batch of pictures at once where scores are averaged."""
