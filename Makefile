@@ -13,7 +13,7 @@ HAS_BROWSER := { command -v chromium || command -v chromium-browser || command -
 INSTALL_BROWSER := apt-get install -qq --no-install-recommends chromium >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-build quickstart warm-start compare costs scaling encoders train-step input-pipeline one-negative mutual-information soak test test-long format lock clean
+.PHONY: help docs docs-build quickstart warm-start compare costs scaling encoders train-step input-pipeline retrieval search-speed one-negative mutual-information soak test test-long format lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -41,6 +41,12 @@ train-step: .venv-peers/installed $(VENV)/installed  ## the loop over its step, 
 
 input-pipeline: .venv-peers/installed $(VENV)/installed-test  ## pictures read in a second beside PyTorch's readers (half an hour)
 	$(BIN)/python -m benchmarks.input_pipeline
+
+retrieval: .venv-peers/installed $(CLIP_BENCHMARK)/installed  ## recall of large galleries beside clip_benchmark's (ten minutes)
+	$(BIN)/python -m benchmarks.retrieval
+
+search-speed: $(VENV)/installed-test  ## searches among 100,000 embeddings, exact and by FAISS (needs make warm-start)
+	$(BIN)/python -m benchmarks.search --model runs/warm_start --drawings 1000 --rows 20000,50000,100000
 
 one-negative: $(FROZEN)/features.npz $(VENV)/installed  ## one negative against the batch on frozen features (hours)
 	$(BIN)/python -m benchmarks.one_negative
