@@ -57,12 +57,12 @@ mutual-information: $(VENV)/installed  ## estimators where the truth is known (h
 soak: $(VENV)/installed  ## whether the memory of a long run grows (two hours)
 	$(BIN)/python -m benchmarks.soak
 
-# One worker more than cores: some tests wait for processes, clocks and browsers.
+# Three workers for two cores: some tests wait for processes, clocks and browsers.
 test: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BROWSER)/installed  ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $$(($$(nproc 2>/dev/null || echo 2) + 1))
+	$(BIN)/python -m pytest -n 3
 
 test-long: $(VENV)/installed-test $(VENV)/installed-towers $(LIBTPU)/installed $(BUCKETS)/installed $(CLIP_BENCHMARK)/installed .venv-beam/installed .venv-peers/installed  ## what takes too long for every change (hours)
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -n 2 tests/long tests/test_fuzz_readers.py
