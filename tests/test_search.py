@@ -230,7 +230,7 @@ def test_what_an_index_is_not_of_is_refused(
     bias = model.params["critic"]["score_bias"] + 1
     other.params = {**model.params, "critic": {**model.params["critic"], "score_bias": bias}}
     message = (
-        r"made with .*finished_run0 \(weights \w{12}, step 4\), not with my/run \(weights \w{12}"
+        r"made with .*finished_run0 \(weights \w{12}, step 4\), not with /.*/my/run \(weights "
     )
     with pytest.raises(ConfigError, match=message):
         build_index(other, data, indexed, Options("both"), "my/run")
