@@ -190,6 +190,26 @@ def test_folders_of_others_stay_as_they_are(model: DualEncoderModel, tmp_path: P
         }
 
 
+def test_an_index_knows_its_model_from_everywhere(
+    model: DualEncoderModel, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    draw("ring", "red").save(tmp_path / "pictures" / "a.png")
+    data, url = DataConfig(source=str(tmp_path / "pictures")), "gs://bucket/run"
+    with monkeypatch.context() as patch:
+        patch.chdir(finished_run.parent)
+        build_index(model, data, tmp_path / "index", path=finished_run.name)
+    assert Index.open(tmp_path / "index").model.path == str(finished_run)
+    build_index(model, data, tmp_path / "other", path=url)
+    assert Index.open(tmp_path / "other").model.path == url
+    other = clip_lite_jax.load(finished_run, batch_size=16)
+    critic = other.params["critic"]
+    other.params = {**other.params, "critic": {**critic, "score_bias": critic["score_bias"] + 1}}
+    message = f"delete {tmp_path / 'index'} and run clip-lite index again"
+    with pytest.raises(ConfigError, match=message):
+        build_index(other, data, tmp_path / "index")
+
+
 def test_names_that_are_no_utf8_are_told_of(model: DualEncoderModel, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
