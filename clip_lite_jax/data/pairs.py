@@ -171,11 +171,12 @@ class RemoteImages(Images):
         """By name, of one listing of each folder that rows are in: not a request for each row."""
         if self.root.url.startswith(("http://", "https://")):  # a listing there has no times
             return {}
-        names = [str(name) for name in self.paths.to_pylist() if name]
+        names = {str(name) for name in self.paths.to_pylist() if name}
         parents = sorted({name.rpartition("/")[0] for name in names})
         found: dict[str, str] = {}
         for parent, stamps in zip(parents, at_once(self._listed, parents), strict=True):
-            found |= {f"{parent}/{name}" if parent else name: x for name, x in stamps.items()}
+            named = ((f"{parent}/{name}" if parent else name, x) for name, x in stamps.items())
+            found |= {name: x for name, x in named if name in names}
         return found
 
     def _listed(self, parent: str) -> dict[str, str]:
