@@ -137,7 +137,7 @@ def of_size(
                 )
             )
             start = time.perf_counter()
-            index_faiss.read(next((folder / "cache" / "faiss").iterdir()))
+            index_faiss.read(next((folder / "cache" / "faiss").iterdir()), rows.shape)
             found["faiss_read_ms"] = 1e3 * (time.perf_counter() - start)
         return found
 

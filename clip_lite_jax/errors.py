@@ -38,6 +38,10 @@ class BadImage(UserError, ValueError):
     """An image that cannot be used."""
 
 
+class Unreadable(BadImage):
+    """An image that could not be read this time, of a disk or network: never remembered as bad."""
+
+
 class PeerError(UserError, RuntimeError):
     """Another process of the run is missing; it may come if all are started again."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,10 @@ def place(name: str) -> Place:
     return found
 
 
+def as_place(path: str | os.PathLike[str]) -> Place:
+    return path if isinstance(path, Path | RemotePath) else Path(path)
+
+
 def matching(pattern: str) -> Sequence[Place]:
     """The files of a pattern with ``*``, ``?`` or ``[``, sorted."""
     if not is_remote(pattern):
@@ -56,15 +61,32 @@ def version_of(path: Place) -> tuple[str, int, int | str]:
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
+def stamp_of(path: Place) -> str:
+    """Another text when a file has changed: its size, and the time of change or what a bucket
+    gives for it; ``missing`` where there is none."""
+    try:
+        if isinstance(path, RemotePath):
+            return f"{path.known.size or 0} {path.known.tag}"
+        status = path.stat()
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def each(function: Callable[[Any], Result], places: Sequence[Place]) -> Iterator[Result]:
     """``function(place)`` of all in their order, of remote ones many at a time.
 
     None of them runs any more when this ends, or is closed before.
     """
-    if not any(isinstance(path, RemotePath) for path in places):
+    if any(isinstance(path, RemotePath) for path in places):
+        yield from at_once(function, places)
+    else:
         yield from map(function, places)
-        return
-    waiting = deque(_pool().submit(function, path) for path in places)
+
+
+def at_once(function: Callable[[Any], Result], items: Sequence[Any]) -> Iterator[Result]:
+    """``function(item)`` of all in their order, many at a time; ends as `each` does."""
+    waiting = deque(_pool().submit(function, item) for item in items)
     try:
         while waiting:
             yield waiting[0].result()

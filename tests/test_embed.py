@@ -50,7 +50,7 @@ def test_rows_are_the_projections_of_pictures_and_captions(
     np.testing.assert_allclose(images.embeddings, expected, atol=1e-5)
     np.testing.assert_allclose(texts.embeddings, model.project_text(texts.captions), atol=1e-5)
     assert manifest["count"] == 48 + 96
-    assert manifest["model"]["path"] == "runs/mine"
+    assert manifest["model"]["path"] == str(Path.cwd() / "runs/mine")  # from everywhere
     assert (manifest["model"]["step"], manifest["model"]["critic"]) == (4, "dot")
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
 

@@ -1,17 +1,19 @@
 """`clip-lite index` and `clip-lite search`: what is found, kept, and refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import COLOURS, SHAPES, draw, tiny_config
 
 import clip_lite_jax
 from clip_lite_jax import cli
-from clip_lite_jax.apps import encoding, index_build, index_faiss
+from clip_lite_jax.apps import encoding, index_build, index_faiss, index_files
 from clip_lite_jax.apps import index as index_module
 from clip_lite_jax.apps.identity import identity_of
 from clip_lite_jax.apps.index import Hit, Index, best
@@ -103,6 +105,12 @@ def test_pictures_find_pictures_and_texts(
     lines = text_index(model, tmp_path / "lines.txt")
     found = find(lines, Request([Part(image=picture)], kind="texts"), lambda: model)
     assert {hit.caption for hit in found} == {"a red ring", "a blue bar"}
+    by_graph = text_index(model, tmp_path / "lines.txt", method="exact")
+    assert find(by_graph, Request([Part(image=picture)], kind="texts"), lambda: model) == found
+    if index_faiss.available():
+        by_graph = text_index(model, tmp_path / "lines.txt", method="faiss")
+        more = find(by_graph, Request([Part(image=picture)], kind="texts"), lambda: model)
+        assert [hit.caption for hit in more] == [hit.caption for hit in found]
     with pytest.raises(DataError, match="--image nowhere.png: "):
         find(index, Request([Part(image=Path("nowhere.png"))]), lambda: model)
 
@@ -230,7 +238,7 @@ def test_what_an_index_is_not_of_is_refused(
     bias = model.params["critic"]["score_bias"] + 1
     other.params = {**model.params, "critic": {**model.params["critic"], "score_bias": bias}}
     message = (
-        r"made with .*finished_run0 \(weights \w{12}, step 4\), not with my/run \(weights \w{12}"
+        r"made with .*finished_run0 \(weights \w{12}, step 4\), not with /.*/my/run \(weights "
     )
     with pytest.raises(ConfigError, match=message):
         build_index(other, data, indexed, Options("both"), "my/run")
@@ -276,6 +284,74 @@ def test_a_graph_finds_what_comparing_all_finds(
     assert Index.open(indexed).search(asked) == exact.search(asked)
 
 
+def test_a_graph_that_cannot_be_used_is_made_again_or_done_without(
+    indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    asked, expected = Query(Index.open(indexed).embedding(7), "text"), Index.open(indexed, "exact")
+    truth = ids(expected.search(asked, 5))
+    assert ids(Index.open(indexed, "faiss").search(asked, 5)) == truth
+    (file,) = (tmp_path / "cache" / "faiss").iterdir()
+    whole = file.read_bytes()
+    of_others = faiss.IndexHNSWFlat(16, 32, faiss.METRIC_INNER_PRODUCT)
+    of_others.add(np.eye(16, dtype=np.float32)[:3])
+    faiss.write_index(of_others, str(tmp_path / "others"))
+    for content in (b"", b"x" * 100, whole[: len(whole) // 2], (tmp_path / "others").read_bytes()):
+        file.write_bytes(content)
+        assert ids(Index.open(indexed, "faiss").search(asked, 5)) == truth
+        assert f"{file} cannot be used" in caplog.text
+        assert file.read_bytes() == whole
+        caplog.clear()
+    file.write_bytes(b"x")
+    monkeypatch.setattr(index_module, "FAISS_ABOVE", 40)
+    assert ids(Index.open(indexed).search(asked, 5)) == truth  # by comparing all
+    assert not file.exists()
+    monkeypatch.setenv("CLIP_LITE_CACHE", str(tmp_path / "others"))  # a file: nothing goes below
+    assert ids(Index.open(indexed, "faiss").search(asked, 5)) == truth
+    assert "cannot be kept" in caplog.text
+
+
+def test_a_search_sees_one_index_while_another_is_made(
+    model: DualEncoderModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, folder = tmp_path / "pictures", tmp_path / "index"
+    pictures.mkdir()
+    draw("ring", "red").save(pictures / "a.png")
+    data, read = DataConfig(source=str(pictures)), index_files.read_manifest
+    build_index(model, data, folder)
+    draw("ring", "blue").save(pictures / "b.png")
+
+    def read_before_a_build(folder: Path) -> index_files.Manifest:
+        manifest = read(folder)
+        monkeypatch.setattr(index_files, "read_manifest", read)
+        build_index(model, data, folder)
+        return manifest
+
+    monkeypatch.setattr(index_files, "read_manifest", read_before_a_build)
+    assert Index.open(folder).count() == 2
+
+
+def test_a_forged_root_gives_pictures_alone(indexed: Path, tmp_path: Path) -> None:
+    folder, secrets = tmp_path / "index", tmp_path / "secrets"
+    shutil.copytree(indexed, folder)
+    secrets.mkdir()
+    (secrets / "passwd").write_text("root:x:0:0")
+    (secrets / "key.png").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    draw("ring", "red").save(secrets / "bare", "PNG")
+    draw("ring", "red").save(secrets / "a.PNG")
+    manifest = replace(index_files.read_manifest(folder), root=str(tmp_path))
+    index_files.write_manifest(folder, manifest)
+    generation = manifest.sets["images"].generation
+    _, table = index_files.paths(folder, "images", generation)
+    rows = index_files.read_table(table, index_files.COLUMNS["images"])
+    names = [f"secrets/{name}" for name in ("passwd", "key.png", "bare", "a.PNG")]
+    forged = pa.array([*names, *rows["path"].to_pylist()[4:]], pa.large_string())
+    index_files.write_table(table, rows.set_column(3, "path", forged))
+    index = Index.open(folder)
+    found = [index.picture(index.hit(row)) for row in range(5)]
+    assert found == [None, None, None, (secrets / "a.PNG").read_bytes(), None]
+
+
 def test_an_index_of_strangers_opens_nothing_else(indexed: Path, tmp_path: Path) -> None:
     def changed(text: str, change: tuple[str, str]) -> Path:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -312,6 +388,53 @@ def test_an_index_of_strangers_opens_nothing_else(indexed: Path, tmp_path: Path)
     assert [index.picture(Hit(0, "x", 0.0, path)) for path in outside] == [None] * 3
 
 
+@pytest.mark.parametrize("critic", ["bilinear", "separable"])
+def test_critics_whose_scores_depend_on_lengths(
+    model: DualEncoderModel, pairs: Path, tmp_path: Path, critic: str
+) -> None:
+    options = {"width": 16} if critic == "bilinear" else {"width": 16, "hidden": 16}
+    known = replace(model.config.model, critic=CriticConfig(name=critic, options=options))
+    config = tiny_config(pairs, model=known)
+    data, size = config.data, model.tokenizer.vocab_size
+    built = build_model(known, data.image_size, size, data.max_tokens, config.objective)
+    params, state = jax.jit(built.init)(jax.random.key(0))
+    one = DualEncoderModel(config, built, params, state, model.tokenizer, 16)
+    identity = identity_of(one)
+    assert identity.affine
+    assert not identity.unit
+    build_index(one, DataConfig(source=str(pairs)), tmp_path / "index")
+    index, picture = Index.open(tmp_path / "index"), pairs.parent / "red_ring.png"
+    hits = find(index, Request([Part("a red bar")], count=48), lambda: one)
+    files = [hit.path for hit in hits]
+    expected = one.score(files, ["a red bar"] * 48)  # type: ignore[arg-type]
+    np.testing.assert_allclose([hit.value for hit in hits], expected, atol=1e-4)
+    assert [hit.value for hit in hits] == sorted([hit.value for hit in hits], reverse=True)
+    lengths = np.linalg.norm(one.project_image(files), axis=1)  # type: ignore[arg-type]
+    assert lengths.std() > 0
+    alike = find(index, Request([Part(image=picture)], count=48), lambda: one)
+    assert alike[0].id == "red_ring.png"
+    rows = one.encode_image([hit.path for hit in alike])  # type: ignore[misc]
+    np.testing.assert_allclose([hit.value for hit in alike], rows @ rows[0], atol=1e-4)
+    if index_faiss.available():
+        with pytest.raises(ConfigError, match=f"a {critic} critic does not"):
+            Index.open(tmp_path / "index", "faiss").search(np.ones(identity.width, np.float32))
+
+
+def test_long_files_of_texts_are_read_line_by_line(
+    model: DualEncoderModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("\ufeffa red ring\n\n" + "a blue bar\r\n" * 100_000, encoding="utf-8")
+    assert file.stat().st_size > 1_000_000
+    index = text_index(model, file)
+    assert [index.hit(n, "texts").caption for n in range(2)] == ["a red ring", "a blue bar"]
+    assert index.count("texts") == 2
+    for content, message in ((b"a\n" + b"x" * 1_000_001, "line 2 has over"), (b"\xff", "utf-8")):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            text_index(model, file)
+
+
 def test_critics_without_an_inner_product_score_every_row(
     model: DualEncoderModel, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +465,10 @@ def test_critics_without_an_inner_product_score_every_row(
 
 
 def test_three_commands(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pictures, index = tmp_path / "pictures", tmp_path / "index"
     pictures.mkdir()
@@ -373,13 +499,22 @@ def test_three_commands(
         assert message in capsys.readouterr().err
     for wrong, message in (
         (["--out=gs://bucket/index"], "--out gs:/bucket/index: write to a folder"),
-        (["--batch-size=0"], "--batch-size 0: a batch has"),
         (["--config.steps=1"], "only fields of data count here"),
     ):
         assert cli.main([*make, *wrong]) == 2
         assert message in capsys.readouterr().err
+    for where in (["--images", str(pictures)], ["--texts", str(index / "index.json")]):
+        wrong = ["search", "--model", str(finished_run), *where, "a", "--method", "exakt"]
+        with monkeypatch.context() as patch:
+            patch.setattr("clip_lite_jax.inference.load", no_model)
+            assert cli.main(wrong) == 2
+        assert "--method exakt: choose from auto, exact, faiss" in capsys.readouterr().err
     text = (index / "index.json").read_text()
     there = json.dumps(str(finished_run))
     (index / "index.json").write_text(text.replace(there, '"http://127.0.0.1:9/run"'))
     assert cli.main([*search, "a circle"]) == 2
     assert "give it as --model" in capsys.readouterr().err
+    (index / "index.json").write_text(text.replace(there, '"/no/such/run"'))
+    assert cli.main([*search, "a circle"]) == 2
+    assert "was made with /no/such/run (weights " in (printed := capsys.readouterr().err)
+    assert "give --model" in printed

@@ -296,7 +296,7 @@ def test_names_and_texts_that_are_no_unicode(fifty: list[Pair], tmp_path: Path) 
     bad = BadExamples()
     found = build_sources(DataConfig(source=str(tmp_path), format="folder", held_out=0), bad)
     assert contents(found["train"]) == {fifty[1].image: ("a thing",)}
-    assert bad.reasons == {"caf\\udce9.jpg": "no such file"}
+    assert bad.reasons == {"caf\\udce9.jpg": "its name is not UTF-8: rename it"}
     row = json.dumps({"image": fifty[1].name, "caption": "half \ud83d of one"})
     (tmp_path / "pairs.jsonl").write_text(row)
     found = build_sources(DataConfig(source=str(tmp_path / "pairs.jsonl"), held_out=0), bad)

@@ -19,6 +19,7 @@ from clip_lite_jax.apps.encoding import (
     DTYPES,
     WHAT,
     Counter,
+    Passing,
     Progress,
     check_choice,
     encode_pictures,
@@ -27,7 +28,7 @@ from clip_lite_jax.apps.encoding import (
     open_splits,
     stamp,
 )
-from clip_lite_jax.apps.identity import NOT_AFFINE, Identity, identity_of
+from clip_lite_jax.apps.identity import NOT_AFFINE, Identity, identity_of, whole_path
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.sources import Source, fingerprint
@@ -97,24 +98,26 @@ def embed(
       DataError: the source cannot be read.
     """
     _check(model, embedding)
+    _check_ours(embedding.folder)
     with only_one(embedding.folder):
-        skipped = embedding.folder / SKIPPED_FILE
-        skipped.unlink(missing_ok=True)
-        bad = BadExamples(skipped)
+        bad = BadExamples()
         sources = open_splits(embedding.data, embedding.what, embedding.splits, bad)
-        identity = identity_of(model, path)
+        identity = identity_of(model, whole_path(path))
         settings = _settings(embedding, identity, sources)
         _check_folder(embedding.folder, settings)
+        (embedding.folder / SKIPPED_FILE).unlink(missing_ok=True)
+        listed = BadExamples(embedding.folder / SKIPPED_FILE)
+        listed.extend(bad.reasons.items())
         for leftover in embedding.folder.glob("*.tmp"):  # of a process that was killed
             leftover.unlink()
         jobs = _jobs(embedding, sources)
         counter = Counter(progress, sum(len(job.indices) for job in jobs))
         for job in jobs:
-            if job.note(embedding).exists():
+            if _is_done(job, embedding):
                 counter.add(len(job.indices))
             else:
                 _write(model, embedding, job, sources[job.split], counter)
-        return _finish(embedding, settings, jobs, bad)
+        return _finish(embedding, settings, jobs, listed)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -162,14 +165,18 @@ def _settings(
     return chosen | {"model": identity.to_json(), "data": data}
 
 
+def _check_ours(folder: Path) -> None:
+    """Raises `ConfigError` where a folder holds something else, before anything is made in it."""
+    if not folder.is_dir() or (folder / SETTINGS_FILE).is_file():
+        return
+    if others := [path.name for path in folder.iterdir() if path.name != ".lock"]:
+        raise ConfigError(f"{folder} is not empty ({others[0]}): choose another folder")
+
+
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Raises `ConfigError` where the folder has shards that these do not belong to."""
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        ours = (SKIPPED_FILE, ".lock")
-        others = [other.name for other in folder.iterdir() if other.name not in ours]
-        if others:
-            raise ConfigError(f"{folder} is not empty ({others[0]}): choose another folder")
         write_atomic(path, json.dumps(settings, indent=1) + "\n")
         return
     known = read_json(path)
@@ -205,6 +212,12 @@ def _jobs(embedding: Embedding, sources: Mapping[str, Source]) -> list[Job]:
     return jobs
 
 
+def _is_done(job: Job, embedding: Embedding) -> bool:
+    """Whether a shard is there, and had no picture that may be readable by now."""
+    note = job.note(embedding)
+    return note.exists() and not read_json(note).get("unreadable")
+
+
 def _write(
     model: DualEncoderModel, embedding: Embedding, job: Job, source: Source, counter: Counter
 ) -> None:
@@ -234,7 +247,11 @@ def _write(
     if ids:
         shard = Shard(ids, rows.astype(embedding.dtype), captions)
         FORMATS[embedding.format].write(path, shard)
-    note = {"rows": len(ids), "bad": bad}
+    else:
+        path.unlink(missing_ok=True)
+    # A shard with such pictures is made again at the next run.
+    unreadable = sum(isinstance(reason, Passing) for _, reason in bad)
+    note = {"rows": len(ids), "bad": bad, "unreadable": unreadable}
     write_atomic(job.note(embedding), json.dumps(note))
 
 

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from clip_lite_jax.apps.identity import width_of
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import resize_and_crop
 from clip_lite_jax.data.pairs import FileImages, Pairs
 from clip_lite_jax.data.sources import SOURCES, Mixture, Source, build_sources, format_of
-from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.errors import ConfigError, Unreadable
 from clip_lite_jax.evaluators.encoding import encode_views
 from clip_lite_jax.features import text_encoder
 from clip_lite_jax.inference import DualEncoderModel
@@ -27,6 +28,10 @@ Progress = Callable[[int, int], None]
 WHAT = {"image": ("images",), "text": ("texts",), "both": ("images", "texts")}
 """What can be encoded, and the sets of rows that come of it."""
 DTYPES = ("float32", "float16")
+
+
+class Passing(str):
+    """Why there is no row this time: what could not be read may be read at the next run."""
 
 
 def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
@@ -87,22 +92,30 @@ def encode_pictures(
     threads: int,
     fast: bool = False,
 ) -> Iterator[np.ndarray | str]:
-    """Of each example the projection of its picture, float32 ``[D]``, or why there is none.
+    """Of each example the projection of its picture, float32 ``[D]``, or why there is none; that is
+    a `Passing` where the picture could not be read.
 
     With `fast` a large JPEG is decoded no larger than twice what the model sees, or little more.
     """
     data = model.config.data
+    unreadable: set[int] = set()
 
     def view(index: int) -> np.ndarray:
-        opened = model.pixels.open(source, index)
+        try:
+            opened = model.pixels.open(source, index)
+        except Unreadable:
+            unreadable.add(index)
+            raise
         if not fast:
             return model.pixels.view(opened)
         shrink = min(opened.size) / (2 * (data.resize or data.image_size))
         return resize_and_crop(opened.decoded(shrink), data.image_size, data.resize)
 
-    return encode_views(
+    found = encode_views(
         model.fns.image, view, model.pixels.blank, indices, model.batch_size, threads
     )
+    for index, row in zip(indices, found, strict=True):
+        yield Passing(row) if isinstance(row, str) and index in unreadable else row
 
 
 class Counter:
@@ -125,6 +138,8 @@ class Counter:
 
 def encode_texts(model: DualEncoderModel, captions: Sequence[str]) -> np.ndarray:
     """The projections of captions, float32 ``[N, D]``; equal ones are encoded once."""
+    if not captions:
+        return np.zeros((0, width_of(model)), np.float32)
     places = {text: n for n, text in enumerate(dict.fromkeys(captions))}
     encode = text_encoder(
         model.tokenizer, lambda tokens, mask: np.asarray(model.fns.text(tokens, mask), np.float32)

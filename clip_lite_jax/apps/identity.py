@@ -1,6 +1,7 @@
 """Which model made a file of embeddings: all that they depend on, as one hash."""
 
 import hashlib
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from clip_lite_jax.config import to_dict
 from clip_lite_jax.config.types import STRICT, NonNegativeInt, PositiveInt
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.inference import DualEncoderModel
+from clip_lite_jax.places import is_remote
 
 NOT_AFFINE = ("concat",)
 """Critics whose score is no function of the inner product of their projections."""
@@ -35,7 +37,7 @@ class Identity:
     step: NonNegativeInt | None = None
     """Of training, where that is known."""
     path: str = ""
-    """The folder of the run, or its URL, as it was given."""
+    """The folder of the run, or its URL."""
 
     @property
     def unit(self) -> bool:
@@ -58,10 +60,7 @@ class Identity:
 
 def identity_of(model: DualEncoderModel, path: str = "") -> Identity:
     """The identity of a model, which was loaded from `path`."""
-    # Of a text, which is traced sooner than a picture, and as a search traces it again.
-    blank = np.zeros((1, min(8, model.config.data.max_tokens)), np.int32)
-    width = int(jax.eval_shape(model.fns.text, blank, blank.astype(bool)).shape[-1])
-    name = model.config.model.critic.name
+    name, width = model.config.model.critic.name, width_of(model)
     scale = bias = None
     if name not in NOT_AFFINE:  # two points of a line
         one = np.zeros((1, width), np.float32)
@@ -69,6 +68,18 @@ def identity_of(model: DualEncoderModel, path: str = "") -> Identity:
         above, below = (float(model.fns.matrix(one, sign * one)[0, 0]) for sign in (1, -1))
         scale, bias = (above - below) / 2, (above + below) / 2
     return Identity(weights_of(model), name, width, scale, bias, model.step, path)
+
+
+def width_of(model: DualEncoderModel) -> int:
+    """Of a projection."""
+    # Of a text, which is traced sooner than a picture, and as a search traces it again.
+    blank = np.zeros((1, min(8, model.config.data.max_tokens)), np.int32)
+    return int(jax.eval_shape(model.fns.text, blank, blank.astype(bool)).shape[-1])
+
+
+def whole_path(path: str) -> str:
+    """A path that means the same from every working directory; a URL stays."""
+    return os.path.abspath(path) if path and not is_remote(path) else path
 
 
 def weights_of(model: DualEncoderModel) -> str:
@@ -92,5 +103,6 @@ def check_same(there: Identity, weights: str, path: str, folder: object) -> None
     if there.weights != weights:
         raise ConfigError(
             f"{folder} was made with {there.told()}, not with {path or 'this model'} (weights "
-            f"{weights[:12]}): give that model, or choose another folder"
+            f"{weights[:12]}): give that model, or choose another folder; where its run has "
+            f"trained on since, delete {folder} and run clip-lite index again"
         )

@@ -21,10 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_lite_jax.apps import index_faiss, index_files
+from clip_lite_jax.apps.encoding import check_choice
 from clip_lite_jax.apps.identity import Identity
 from clip_lite_jax.apps.index_files import COLUMNS, Manifest, Rows
 from clip_lite_jax.apps.queries import Query
-from clip_lite_jax.data.pairs import inside
+from clip_lite_jax.data.folders import PICTURES
+from clip_lite_jax.data.image_ops import check_header
+from clip_lite_jax.data.pairs import MAX_BYTES, inside
 from clip_lite_jax.errors import BadImage, ConfigError, DataError
 from clip_lite_jax.vectors import unit
 
@@ -53,6 +56,13 @@ class Hit:
     """Of a text."""
 
 
+def check_method(method: str) -> None:
+    """Raises `ConfigError` where there is no such way to search, or not on this machine."""
+    check_choice("--method", method, METHODS)
+    if method == "faiss" and not index_faiss.available():
+        raise ConfigError(f"--method faiss: FAISS is not installed: {index_faiss.INSTALL}")
+
+
 class _Searched:
     """One set of rows, ready to be searched."""
 
@@ -72,24 +82,35 @@ class _Searched:
         return np.linalg.norm(self.embeddings, axis=1).clip(1e-12).astype(np.float32)
 
     def graph(self, make: bool) -> Any:
-        """That of FAISS: what is in the cache, or else made now with `make`, or None."""
+        """That of FAISS: what is in the cache, or else made now with `make`, or None.
+
+        Without a `matrix` on the disk, or a cache that can be written, it lives in memory alone.
+        """
         with self._lock:
-            if self._graph is None and self.matrix is not None:
-                file = index_faiss.graph_file(self.matrix)
-                if index_faiss.available() and file.exists():
-                    self._graph = index_faiss.read(file)
-                elif make:
+            if self._graph is None:
+                file = self._graph_file()
+                if file is not None and index_faiss.available():
+                    self._graph = index_faiss.read(file, self.rows.embeddings.shape)
+                if self._graph is None and make:
                     self._graph = index_faiss.build(self.embeddings)
-                    index_faiss.write(self._graph, file)
+                    if file is not None:
+                        index_faiss.write(self._graph, file)
             return self._graph
+
+    def _graph_file(self) -> Path | None:
+        if self.matrix is None:
+            return None
+        try:
+            return index_faiss.graph_file(self.matrix)
+        except OSError:  # another build has deleted these rows since they were opened
+            return None
 
 
 class Index:
     """Pictures, captions or both, by their projections."""
 
     def __init__(self, folder: Path, manifest: Manifest, method: str = "auto") -> None:
-        if method not in METHODS:
-            raise ConfigError(f"--method {method}: choose from {', '.join(METHODS)}")
+        check_method(method)
         self.folder, self.manifest, self.method = folder, manifest, method
         self._sets = {kind: self._open(kind) for kind in COLUMNS}
 
@@ -104,12 +125,24 @@ class Index:
         Raises:
           DataError: there is none, or it is damaged.
         """
-        return cls(folder, index_files.read_manifest(folder), method)
+        check_method(method)
+        manifest = index_files.read_manifest(folder)
+        while True:
+            try:
+                return cls(folder, manifest, method)
+            except DataError:
+                # A build may have finished just now, and deleted the rows before.
+                newer = index_files.read_manifest(folder)
+                if newer.sets == manifest.sets:
+                    raise
+                manifest = newer
 
     @classmethod
-    def of_texts(cls, model: Identity, texts: Sequence[str], embeddings: np.ndarray) -> "Index":
+    def of_texts(
+        cls, model: Identity, texts: Sequence[str], embeddings: np.ndarray, method: str = "auto"
+    ) -> "Index":
         """An index in memory: of texts with their projections ``[N, D]``."""
-        index = cls(Path(), Manifest(index_files.FORMAT, model, "", "text"))
+        index = cls(Path(), Manifest(index_files.FORMAT, model, "", "text"), method)
         table = {name: pa.array(texts, pa.large_string()) for name in COLUMNS["texts"]}
         table["path"] = pa.nulls(len(texts), pa.large_string())
         index._sets["texts"] = _Searched(Rows(pa.table(table), embeddings), None, model.unit)
@@ -140,6 +173,8 @@ class Index:
         """Why a search compares every row where a graph would be faster, and what helps."""
         searched = self._set(kind)
         if self.method != "auto" or len(searched.rows) < FAISS_ABOVE or not searched.unit:
+            return ""
+        if searched.matrix is None:  # in memory, for one search: a graph would take longer
             return ""
         if not index_faiss.available():
             return (
@@ -242,13 +277,21 @@ class Index:
     def picture(self, hit: Hit) -> bytes | None:
         """The encoded picture of a hit, unless it is no file of its own, or gone.
 
-        Never a file outside the folder of the pictures.
+        Never a file outside the folder of the pictures; and as ``index.json`` names that folder,
+        which a stranger may have written, never a file that is not named as a picture and one.
         """
         if hit.path is None or self.manifest.root is None:
             return None
+        if hit.path.suffix.lower() not in PICTURES:
+            return None
         root = Path(self.manifest.root)
         try:
-            return inside(root, hit.path.relative_to(root).as_posix()).read_bytes()
+            file = inside(root, hit.path.relative_to(root).as_posix())
+            if file.stat().st_size > MAX_BYTES:
+                return None
+            data = file.read_bytes()
+            check_header(data)
+            return data
         except (BadImage, OSError, ValueError):
             return None
 

@@ -20,6 +20,7 @@ from clip_lite_jax.apps.encoding import (
     DTYPES,
     WHAT,
     Counter,
+    Passing,
     Progress,
     check_choice,
     encode_pictures,
@@ -30,7 +31,7 @@ from clip_lite_jax.apps.encoding import (
     open_splits,
     stamp,
 )
-from clip_lite_jax.apps.identity import check_same, identity_of
+from clip_lite_jax.apps.identity import check_same, identity_of, whole_path
 from clip_lite_jax.apps.index_files import (
     COLUMNS,
     FORMAT,
@@ -108,8 +109,9 @@ def build_index(
 ) -> Built:
     """Makes the index of a source in `folder`, or brings the one there up to date.
 
-    A picture is new when its size or time of change is; one that is no file of its own (in shards,
-    archives and buckets) when its id is.  `path` is where the model was loaded from.
+    A picture is new when its size or time of change is (`data.pairs.Images.stamp`): of one that is
+    no file of its own, in shards and archives, those of the file that it is in.  What could not be
+    read is tried again.  `path` is where the model was loaded from.
 
     Raises:
       ConfigError: the index is of another model or source, or an option is none.
@@ -118,13 +120,14 @@ def build_index(
     options = options or Options()
     check_choice("--what", options.what, WHAT)
     check_choice("--dtype", options.dtype, DTYPES)
+    _check_ours(folder)
     with only_one(folder):
         bad = BadExamples()
         sources = open_splits(data, options.what, options.splits, bad)
         root = _root(sources)
         manifest = Manifest(
             FORMAT,
-            identity_of(model, path),
+            identity_of(model, whole_path(path)),
             _name(data),
             options.what,
             root,
@@ -148,19 +151,21 @@ def build_index(
         for kind, some in missing.items():
             for found in _encode(model, kind, some, options, counter):
                 known_bad |= rows[kind].add(found)
-        skipped = [(id, "", reason) for id, reason in bad.reasons.items()]
+        # Those without a stamp are not taken for known at the next build.
+        skipped: list[dict[str, str]] = [{"id": x, "reason": y} for x, y in bad.reasons.items()]
         for row in wanted.get("images", ()):
             if reason := known_bad.get((row.key, row.stamp)):
-                skipped.append((row.key, row.stamp, reason))
+                stamped = {} if isinstance(reason, Passing) else {"stamp": row.stamp}
+                skipped.append({"id": row.key, "reason": reason} | stamped)
         removed = sum(rows[kind].gone(wanted[kind]) for kind in wanted)
-        reasons = [(id, reason) for id, _, reason in skipped]
+        reasons = [(known["id"], known["reason"]) for known in skipped]
         new = sum(kept.new for kept in rows.values())
         sets = {kind: rows[kind].finish(wanted[kind]) for kind in wanted}
         if not any(known.count for known in sets.values()):
             example = f": {': '.join(reasons[0])}" if reasons else ""
             raise DataError(f"{data.source}: no readable picture ({len(skipped)} skipped{example})")
-        lines = [json.dumps(dict(zip(("id", "stamp", "reason"), x, strict=True))) for x in skipped]
-        write_atomic(folder / SKIPPED_FILE, "".join(line + "\n" for line in lines))
+        lines = "".join(json.dumps(known) + "\n" for known in skipped)
+        write_atomic(folder / SKIPPED_FILE, lines)
         manifest = replace(manifest, sets=sets, skipped=len(skipped))
         index_files.write_manifest(folder, manifest)
         index_files.delete_others(folder, manifest)
@@ -266,17 +271,19 @@ class _Kept:
                 target[start + chosen] = rows
 
 
+def _check_ours(folder: Path) -> None:
+    """Raises `ConfigError` where a folder holds something else, before anything is made in it."""
+    if not folder.is_dir() or (folder / INDEX_FILE).exists():
+        return
+    ours = (".lock", PARTS, SKIPPED_FILE)
+    for path in folder.iterdir():
+        if path.name not in ours and not path.name.startswith(("images-", "texts-")):
+            raise ConfigError(f"{folder} is not empty ({path.name}): choose another folder")
+
+
 def _read_before(folder: Path, manifest: Manifest) -> Manifest | None:
     """The index that is there, if there is one; raises `ConfigError` where it is another."""
     if not (folder / INDEX_FILE).exists():
-        ours = (".lock", PARTS, SKIPPED_FILE)
-        others = [
-            path.name
-            for path in folder.iterdir()
-            if path.name not in ours and not path.name.startswith(("images-", "texts-"))
-        ]
-        if others:
-            raise ConfigError(f"{folder} is not empty ({others[0]}): choose another folder")
         return None
     before = index_files.read_manifest(folder)
     check_same(before.model, manifest.model.weights, manifest.model.path, folder)

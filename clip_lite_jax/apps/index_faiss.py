@@ -5,6 +5,7 @@ it, and indexes come from strangers.  It is made from the embeddings on the mach
 Source: HNSW, Malkov and Yashunin (arXiv 1603.09320); FAISS, Douze et al. (arXiv 2401.08281).
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -15,6 +16,8 @@ import numpy as np
 
 from clip_lite_jax.errors import ConfigError
 from clip_lite_jax.files import cache_folder, replacing
+
+log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'clip_lite_jax[faiss]'"
 LINKS = 32
@@ -64,17 +67,40 @@ def build(rows: np.ndarray) -> Any:
 
 
 def write(graph: Any, file: Path) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        _faiss().write_index(graph, str(temporary))
-    of_index = file.name.partition("-")[0]
-    for other in file.parent.glob(f"{of_index}-*.hnsw"):  # of the rows that it had before
-        if other != file:
-            other.unlink(missing_ok=True)
+    """Keeps a graph in the cache; where that cannot be, a line says so."""
+    faiss = _faiss()
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            faiss.write_index(graph, str(temporary))
+        of_index = file.name.partition("-")[0]
+        for other in file.parent.glob(f"{of_index}-*.hnsw"):  # of the rows that it had before
+            if other != file:
+                other.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # the second is what FAISS raises
+        log.warning("%s cannot be kept, and will be made again: %s", file, error)
 
 
-def read(file: Path) -> Any:
-    return _faiss().read_index(str(file))
+def read(file: Path, shape: tuple[int, ...]) -> Any:
+    """The graph in a file, or None where there is none of rows of this shape ``(N, D)``.
+
+    A damaged one is deleted.
+    """
+    faiss = _faiss()
+    try:
+        if not file.exists():
+            return None
+        graph = faiss.read_index(str(file))
+        if (graph.ntotal, graph.d) == shape and isinstance(graph, faiss.IndexHNSWFlat):
+            return graph
+        error: object = f"{graph.ntotal} rows of {graph.d} numbers, not {shape}"
+    # RuntimeError, MemoryError, and whatever else damage leads to.
+    except Exception as raised:
+        error = raised
+    log.warning("%s cannot be used (%s)", file, error)
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+    return None
 
 
 def search(graph: Any, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,18 +1,18 @@
 """Searching: texts, pictures and sums of them, in an index, a folder or a file of texts."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from clip_lite_jax.apps.encoding import Progress, encode_texts
-from clip_lite_jax.apps.identity import check_same, identity_of, weights_of
-from clip_lite_jax.apps.index import Hit, Index
+from clip_lite_jax.apps.identity import check_same, identity_of, weights_of, whole_path
+from clip_lite_jax.apps.index import Hit, Index, check_method
 from clip_lite_jax.apps.index_build import Built, Options, build_index
 from clip_lite_jax.apps.queries import ModelEncoder, Part, Query, query
 from clip_lite_jax.config import DataConfig
-from clip_lite_jax.data.folders import read_captions
+from clip_lite_jax.data.folders import MAX_TEXT
 from clip_lite_jax.errors import DataError
 from clip_lite_jax.files import cache_folder
 from clip_lite_jax.inference import DualEncoderModel
@@ -89,14 +89,20 @@ def search(model: DualEncoderModel, folder: Path, query: str, count: int) -> Hit
 
 
 def folder_index(
-    model: DualEncoderModel, folder: Path, path: str = "", progress: Progress | None = None
+    model: DualEncoderModel,
+    folder: Path,
+    path: str = "",
+    progress: Progress | None = None,
+    method: str = "auto",
 ) -> tuple[Index, Built]:
     """The index of a folder of pictures, which is kept in the user's cache: only what is new since
     the last call is encoded.
 
     Raises:
+      ConfigError: no such method (`Index.open`).
       DataError: no such folder, or no readable picture in it.
     """
+    check_method(method)
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder")
     identity = identity_of(model, path)
@@ -104,24 +110,39 @@ def folder_index(
     kept = cache_folder() / "indexes" / hashlib.sha256(known.encode()).hexdigest()[:32]
     data = DataConfig(source=str(folder.resolve()), format="pictures")
     built = build_index(model, data, kept, Options(), path, progress)
-    index = Index.open(kept)
+    index = Index.open(kept, method)
     index.prepare()
     return index, built
 
 
-def text_index(model: DualEncoderModel, file: Path, path: str = "") -> Index:
+def text_index(model: DualEncoderModel, file: Path, path: str = "", method: str = "auto") -> Index:
     """An index in memory, of the lines of a text file.
 
     Raises:
+      ConfigError: no such method (`Index.open`).
       DataError: it cannot be read, or has none.
     """
+    check_method(method)
     try:
-        lines = list(dict.fromkeys(read_captions(file)))
+        lines = list(dict.fromkeys(_lines(file)))
     except (OSError, ValueError) as error:
         raise DataError(f"--texts {file}: {error}") from error
     if not lines:
         raise DataError(f"--texts {file}: no line of text in it")
-    return Index.of_texts(identity_of(model, path), lines, encode_texts(model, lines))
+    identity = identity_of(model, whole_path(path))
+    return Index.of_texts(identity, lines, encode_texts(model, lines), method)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines that are not empty; raises ``ValueError`` where one is too long or no UTF-8."""
+    with file.open(encoding="utf-8-sig") as lines:
+        number = 0
+        while line := lines.readline(MAX_TEXT + 1):
+            number += 1
+            if len(line) > MAX_TEXT:
+                raise ValueError(f"line {number} has over {MAX_TEXT:,} characters")
+            if text := line.strip():
+                yield text
 
 
 def checked(model: DualEncoderModel, index: Index, path: str) -> DualEncoderModel:

@@ -43,23 +43,21 @@ def _demo(known: argparse.Namespace, rest: Sequence[str]) -> None:
 def _engine(known: argparse.Namespace) -> "Engine":
     from clip_lite_jax.apps.demo_engine import Engine
     from clip_lite_jax.apps.index import Index
-    from clip_lite_jax.apps.search import checked, folder_index
+    from clip_lite_jax.apps.search import folder_index
     from clip_lite_jax.commands.embed import bar, tell_skipped
+    from clip_lite_jax.commands.search import load_model_of, path_of_model
     from clip_lite_jax.inference import load
-    from clip_lite_jax.places import is_remote
 
-    index = None if known.index is None else Index.open(known.index)
-    path = known.model or (index.model.path if index else "")
-    if not path:
+    if known.index is not None:
+        index = Index.open(known.index)
+        path = path_of_model(index, known.model)
+        return Engine(load_model_of(index, known.model), path, index)
+    if not known.model:
         raise ConfigError("--model is missing: the folder of a run, or its URL")
-    if not known.model and is_remote(path) and index:
-        # An index of strangers is no reason to ask their machines for anything.
-        raise ConfigError(f"{known.index} was made with {index.model.told()}: give it as --model")
-    model = load(local(path))
-    if index is not None:
-        checked(model, index, path)
-    elif known.images is not None:
-        with bar() as progress:
-            index, built = folder_index(model, known.images, path, progress)
-        tell_skipped([(known.images / id, reason) for id, reason in built.skipped])
-    return Engine(model, path, index)
+    model = load(local(known.model))
+    if known.images is None:
+        return Engine(model, known.model, None)
+    with bar() as progress:
+        index, built = folder_index(model, known.images, known.model, progress)
+    tell_skipped([(known.images / id, reason) for id, reason in built.skipped])
+    return Engine(model, known.model, index)

@@ -63,8 +63,6 @@ def _check(known: argparse.Namespace) -> None:
     """Raises `ConfigError` where what is given cannot be."""
     if re.match(r"[A-Za-z][\w+.-]+:/", str(known.out)):  # a path has one slash of a URL's two
         raise ConfigError(f"--out {known.out}: write to a folder of this machine")
-    if known.batch_size < 1:
-        raise ConfigError(f"--batch-size {known.batch_size}: a batch has at least one picture")
 
 
 def _embed(known: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_lite_jax.commands.arguments import Subparsers, local, positive
-from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from clip_lite_jax.apps.index import Hit, Index
@@ -64,8 +64,10 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
     parts = _parts(known.parts, known.weights)
     if known.index is None and known.model is None:
         raise ConfigError("--model is missing: the folder of a run, or its URL")
+    from clip_lite_jax.apps.index import check_method
     from clip_lite_jax.apps.search import Request, find
 
+    check_method(known.method)
     kind = "texts" if known.texts is not None else known.find
     request = Request(parts, known.without, known.count, kind)
     index, load = _opened(known)
@@ -80,28 +82,50 @@ def _search(known: argparse.Namespace, rest: Sequence[str]) -> None:
 def _opened(known: argparse.Namespace) -> tuple["Index", Callable[[], "DualEncoderModel"]]:
     """The index to search, and what loads its model."""
     from clip_lite_jax.apps.index import Index
-    from clip_lite_jax.apps.search import checked, folder_index, text_index
+    from clip_lite_jax.apps.search import folder_index, text_index
     from clip_lite_jax.commands.embed import bar, tell_skipped
     from clip_lite_jax.inference import load
-    from clip_lite_jax.places import is_remote
 
     if known.index is not None:
         index = Index.open(known.index, known.method)
-        path = known.model or index.model.path
-        if not known.model and (is_remote(path) or not path):
-            # An index of strangers is no reason to ask their machines for anything.
-            raise ConfigError(
-                f"{known.index} was made with {index.model.told()}: give it as --model"
-            )
-        return index, lambda: checked(load(local(path)), index, path)
+        path_of_model(index, known.model)
+        return index, lambda: load_model_of(index, known.model)
     model = load(local(known.model))
     if known.texts is not None:
-        return text_index(model, known.texts, known.model), lambda: model
+        return text_index(model, known.texts, known.model, known.method), lambda: model
     with bar() as progress:
-        index, built = folder_index(model, known.images, known.model, progress)
+        index, built = folder_index(model, known.images, known.model, progress, known.method)
     tell_skipped([(known.images / id, reason) for id, reason in built.skipped])
-    index.method = known.method
     return index, lambda: model
+
+
+def path_of_model(index: "Index", given: str | None) -> str:
+    """Where the model of an index lies: as `given`, or else as the index says."""
+    from clip_lite_jax.places import is_remote
+
+    path = given or index.model.path
+    if not given and (is_remote(path) or not path):
+        # An index of strangers is no reason to ask their machines for anything.
+        raise ConfigError(f"{index.folder} was made with {index.model.told()}: give it as --model")
+    return path
+
+
+def load_model_of(index: "Index", given: str | None) -> "DualEncoderModel":
+    """The model that made an index; raises `ConfigError` where it is another, or gone."""
+    from clip_lite_jax.apps.search import checked
+    from clip_lite_jax.inference import load
+
+    path = path_of_model(index, given)
+    try:
+        model = load(local(path))
+    except (UserError, OSError) as error:
+        if given:
+            raise
+        raise ConfigError(
+            f"{index.folder} was made with {index.model.told()}, which cannot be read ({error}): "
+            "give --model"
+        ) from error
+    return checked(model, index, path)
 
 
 def _parts(given: Sequence[tuple[str, str]], weights: str | None) -> list["Part"]:

@@ -97,6 +97,12 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """Of the tags of EXIF, and its values for pictures that lie on a side."""
 
 
+def check_header(data: bytes) -> None:
+    """Raises `BadImage` where the beginning of a file is that of no picture that `Opened` takes."""
+    with _damage_is_a_bad_image():
+        Image.open(io.BytesIO(data), formats=FORMATS)
+
+
 def decode(data: bytes) -> Image.Image:
     """Encoded bytes → RGB picture; see `Opened`.
 

@@ -5,6 +5,7 @@ name itself.  Of pictures with several labels ``labels`` has them all, parted by
 """
 
 import gzip
+import hashlib
 import io
 import math
 import re
@@ -59,6 +60,9 @@ class ArrayImages(Images):
         picture = Image.fromarray(self.pixels[self.places[index]])
         picture.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
+
+    def stamp(self, index: int) -> str:
+        return hashlib.blake2b(self.pixels[self.places[index]], digest_size=16).hexdigest()
 
     def take(self, indices: np.ndarray) -> "ArrayImages":
         return ArrayImages(self.pixels, self.places[indices])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +19,8 @@ from clip_lite_jax.data import rows, splits
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import TEXTS, Rows
-from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.places import Place
+from clip_lite_jax.errors import BadImage, DataError, Unreadable
+from clip_lite_jax.places import Place, as_place, at_once, stamp_of
 from clip_lite_jax.remote import RemotePath
 
 CHECKED_FILES = 200_000
@@ -47,7 +50,11 @@ class Images(Protocol):
         ...
 
     def stamp(self, index: int) -> str:
-        """Another text when the image of a row has changed, as far as that is cheap to tell."""
+        """Another text when the image of a row has changed, as far as that is cheap to tell.
+
+        Of an image that is no file of its own that of the file it is in: where that has changed,
+        all images in it may have.
+        """
         del index
         return ""
 
@@ -96,7 +103,7 @@ class FileImages(Images):
                 raise BadImage(f"{size:,} bytes, over {MAX_BYTES:,}")
             return path.read_bytes()
         except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+            raise Unreadable(f"cannot be read: {error.strerror}") from error
 
     def missing(self) -> dict[int, str]:
         checked = np.arange(len(self.paths))
@@ -106,16 +113,14 @@ class FileImages(Images):
         for row in checked.tolist():
             try:
                 inside(self.root, self.paths[row].as_py() or "")
+            except Unreadable:  # perhaps not for long: that is found out when it is read
+                continue
             except BadImage as error:
                 reasons[row] = str(error)
         return reasons
 
     def stamp(self, index: int) -> str:
-        try:
-            status = (self.root / (self.paths[index].as_py() or "")).stat()
-            return f"{status.st_size} {status.st_mtime_ns}"
-        except (OSError, ValueError):
-            return "missing"
+        return stamp_of(self.root / (self.paths[index].as_py() or ""))
 
     def take(self, indices: np.ndarray) -> FileImages:
         return FileImages(self.root, self.paths.take(pa.array(indices)))
@@ -140,7 +145,7 @@ class RemoteImages(Images):
         except FileNotFoundError as error:
             raise BadImage("no such file") from error
         except DataError as error:
-            raise BadImage(f"cannot be read: {error}") from error
+            raise Unreadable(f"cannot be read: {error}") from error
         if len(data) > MAX_BYTES:
             raise BadImage(f"over {MAX_BYTES:,} bytes")
         return data
@@ -155,6 +160,31 @@ class RemoteImages(Images):
             except BadImage as error:
                 reasons[row] = str(error)
         return reasons
+
+    def stamp(self, index: int) -> str:
+        """As the folder's listing has it; nothing of servers and buckets that do not list."""
+        name = self.paths[index].as_py()
+        return self._stamps.get(name, "") if name else ""
+
+    @cached_property
+    def _stamps(self) -> dict[str, str]:
+        """By name, of one listing of each folder that rows are in: not a request for each row."""
+        if self.root.url.startswith(("http://", "https://")):  # a listing there has no times
+            return {}
+        names = {str(name) for name in self.paths.to_pylist() if name}
+        parents = sorted({name.rpartition("/")[0] for name in names})
+        found: dict[str, str] = {}
+        for parent, stamps in zip(parents, at_once(self._listed, parents), strict=True):
+            named = ((f"{parent}/{name}" if parent else name, x) for name, x in stamps.items())
+            found |= {name: x for name, x in named if name in names}
+        return found
+
+    def _listed(self, parent: str) -> dict[str, str]:
+        try:
+            folder = self.root / parent if parent else self.root
+            return {path.name: stamp_of(path) for path in folder.iterdir()}
+        except DataError:  # one may be allowed to read, and not to list
+            return {}
 
     def take(self, indices: np.ndarray) -> RemoteImages:
         return RemoteImages(self.root, self.paths.take(pa.array(indices)))
@@ -191,6 +221,15 @@ class RecordImages(Images):
             return self.files[self.owner[index]][int(self.number[index])].image
         except ValueError as error:
             raise BadImage(str(error)) from error
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error}") from error
+
+    def stamp(self, index: int) -> str:
+        return self._stamps[self.owner[index]]
+
+    @cached_property
+    def _stamps(self) -> list[str]:
+        return [stamp_of(as_place(file.path)) for file in self.files]
 
     def take(self, indices: np.ndarray) -> RecordImages:
         return RecordImages(self.files, self.owner[indices], self.number[indices])
@@ -207,14 +246,27 @@ def inside(root: Path, name: str) -> Path:
     # A name that no file can have: too long, a null byte, links in a circle (on Python 3.11 and
     # 3.12 a RuntimeError).
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise Unreadable(f"cannot be read: {error.strerror}") from error
         raise BadImage(f"not a path: {error}") from error
     if not target.is_relative_to(root):
         raise BadImage(f"the path leaves {root}")
     if not is_file:
         with_slashes = root / name.replace("\\", "/")
         hint = "; folders are parted by / here" if "\\" in name and with_slashes.is_file() else ""
+        if _is_there_otherwise(root, name):
+            raise BadImage("its name is not UTF-8: rename it")
         raise BadImage(f"no such file{hint}")
     return target
+
+
+def _is_there_otherwise(root: Path, name: str) -> bool:
+    """Whether a file's name has bytes that are no UTF-8, which `rows.array` has written out."""
+    original = re.sub(r"\\(udc[89a-f][0-9a-f])", lambda match: chr(int(match[1][1:], 16)), name)
+    try:
+        return original != name and (root / original).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.data.tables import check_names, needed
-from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.places import Place, each, place
+from clip_lite_jax.errors import BadImage, DataError, Unreadable
+from clip_lite_jax.places import Place, each, place, stamp_of
 
 
 def read_parquet(config: DataConfig) -> Found:
@@ -100,13 +101,22 @@ class ParquetImages(Images):
         # IndexError: a damaged file, whose parts speak of different numbers of rows.  ValueError:
         # names that are no UTF-8.
         except (pa.ArrowException, OSError, IndexError, ValueError) as error:
-            raise BadImage(f"{self.paths[owner]} cannot be read: {error}") from error
+            # Damage is said in an OSError, too; but one of the system has a number.
+            kind = Unreadable if getattr(error, "errno", None) else BadImage
+            raise kind(f"{self.paths[owner]} cannot be read: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise BadImage("no image")
         if len(data) > MAX_BYTES:
             raise BadImage(f"{len(data):,} bytes, over {MAX_BYTES:,}")
         return bytes(data)
+
+    def stamp(self, index: int) -> str:
+        return self._stamps[self.owner[index]]
+
+    @cached_property
+    def _stamps(self) -> list[str]:
+        return [stamp_of(path) for path in self.paths]
 
     def take(self, indices: np.ndarray) -> "ParquetImages":
         return ParquetImages(self.paths, self.column, self.owner[indices], self.number[indices])

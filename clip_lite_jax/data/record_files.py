@@ -1,10 +1,11 @@
 """Whole data sets in ArrayRecord files: our own, and those of TensorFlow Datasets."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from clip_lite_jax.data.records import Example, RecordSource
 from clip_lite_jax.data.rows import TEXT, Rows, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
-from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.places import Place, each, is_remote
+from clip_lite_jax.errors import BadImage, DataError, Unreadable
+from clip_lite_jax.places import Place, each, is_remote, stamp_of
 
 TFDS = "tfds:"
 """Before the name of a data set that TensorFlow Datasets has prepared."""
@@ -150,9 +151,22 @@ class TfdsImages(Images):
                 self._opened[split] = _data_source(builder, split, self.feature)
         try:
             return feature_of(self._opened[split][int(self.number[index])], self.feature)
+        except OSError as error:
+            raise Unreadable(f"{self.folder}, {split} {self.number[index]}: {error}") from error
         # A damaged record fails anywhere between ArrayRecord, protocol buffers and NumPy.
         except Exception as error:
             raise BadImage(f"{self.folder}, {split} {self.number[index]}: {error}") from error
+
+    def stamp(self, index: int) -> str:
+        """That of the whole data set: which of its files an example is in is for TFDS to know."""
+        del index
+        return self._stamp
+
+    @cached_property
+    def _stamp(self) -> str:
+        files = sorted(Path(self.folder).iterdir())
+        known = "\n".join(f"{file.name} {stamp_of(file)}" for file in files)
+        return hashlib.blake2b(known.encode(errors="replace"), digest_size=16).hexdigest()
 
     def take(self, indices: np.ndarray) -> "TfdsImages":
         owner, number = self.owner[indices], self.number[indices]

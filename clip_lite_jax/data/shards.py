@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import PurePosixPath
 
@@ -25,8 +25,8 @@ from clip_lite_jax.data.index import indices
 from clip_lite_jax.data.pairs import MAX_BYTES, Found, Images
 from clip_lite_jax.data.rows import TEXT, TEXTS, array, in_one_piece
 from clip_lite_jax.data.splits import splits_of_files
-from clip_lite_jax.errors import BadImage, DataError
-from clip_lite_jax.places import Place, each, matching, place, version_of
+from clip_lite_jax.errors import BadImage, DataError, Unreadable
+from clip_lite_jax.places import Place, each, matching, place, stamp_of, version_of
 from clip_lite_jax.remote import RemotePath
 
 SCHEMA = pa.schema(
@@ -84,12 +84,19 @@ class TarImages(Images):
         try:
             data = _part(path, int(self.offset[index]), size)
         except OSError as error:
-            raise BadImage(f"{path} cannot be read: {error.strerror}") from error
+            raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
         except DataError as error:
-            raise BadImage(str(error)) from error
+            raise Unreadable(str(error)) from error
         if len(data) < size:
             raise BadImage(f"{path} has become shorter")
         return data
+
+    def stamp(self, index: int) -> str:
+        return self._stamps[self.shard[index]]
+
+    @cached_property
+    def _stamps(self) -> list[str]:
+        return [stamp_of(path) for path in self.paths]
 
     def take(self, indices: np.ndarray) -> "TarImages":
         return TarImages(self.paths, self.shard[indices], self.offset[indices], self.size[indices])
