@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from clip_lite_jax.apps.score import (
     summary,
 )
 from clip_lite_jax.apps.score_calibration import why_not_log_r
-from clip_lite_jax.apps.score_find import near_pairs, swaps, wrong_share
+from clip_lite_jax.apps.score_find import near_groups, swaps, wrong_share
 from clip_lite_jax.apps.score_page import write_page
 from clip_lite_jax.cli import main
 from clip_lite_jax.config import DataConfig, NegativesConfig, ObjectiveConfig
@@ -180,25 +181,47 @@ def test_swapped_captions_are_found_and_moved_ones_are_not() -> None:
     assert look(np.zeros((1, 40)), least=1000.0) == set()
 
 
-def test_near_pairs_of_many_images_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def closure(near: np.ndarray) -> np.ndarray:
+    """Groups of a relation, bool ``[n, n]``: slow, and by definition."""
+    label = np.arange(len(near))
+    for i, j in zip(*np.nonzero(near), strict=True):
+        label[label == label[j]] = label[i]
+    return label
+
+
+def as_sets(label: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(label == k).tolist()) for k in set(label.tolist())}
+
+
+def test_groups_of_many_images_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     units = rng.normal(size=(300, 24)).astype(np.float32)
     units[200:] = units[:100] + rng.normal(0, 0.02, (100, 24))
     units[50] = units[51]
     units /= np.linalg.norm(units, axis=1, keepdims=True)
-    cosine = units @ units.T
-    expected = {(i, j) for i in range(300) for j in range(i) if cosine[i, j] >= 0.98}
-    assert len(expected) > 100
-
-    def found() -> set[tuple[int, int]]:
-        parts = [np.stack(part, 1) for part in near_pairs(units, 0.98)]
-        return {(max(a, b), min(a, b)) for part in parts for a, b in part.tolist()}
-
-    assert found() == expected
+    chain = np.deg2rad(np.arange(0, 150, 10))  # each is near to the next one only
+    units[120:135] = 0
+    units[120:135, 0], units[120:135, 1] = np.cos(chain), np.sin(chain)
+    expected = as_sets(closure(units @ units.T >= 0.98))
+    assert max(map(len, expected)) >= 15
+    assert sum(len(group) == 2 for group in expected) > 80
+    assert as_sets(near_groups(units, 0.98)) == expected
+    monkeypatch.setattr(score_find, "COMPARED", 16)
+    assert as_sets(near_groups(units, 0.98)) == expected
     monkeypatch.setattr(score_find, "BLOCK", 64)
-    assert found() == expected
     monkeypatch.setattr(score_find, "EXACT", 10)
-    assert found() == expected
+    assert as_sets(near_groups(units, 0.98)) == expected
+
+
+def test_where_all_images_are_alike_memory_stays_small() -> None:
+    """Of 12,000 there are 72 million pairs, which would take a gigabyte."""
+    alike = np.ones((12_000, 4), np.float32) / 2
+    tracemalloc.start()
+    try:
+        assert len(np.unique(near_groups(alike, 0.98))) == 1
+        assert tracemalloc.get_traced_memory()[1] < 80e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_near_duplicates_are_closed_groups(
@@ -213,10 +236,9 @@ def test_near_duplicates_are_closed_groups(
         ]
     )
     cosine = images @ images.T
-    label = np.arange(len(images))
-    for i, j in zip(*np.nonzero(cosine >= 0.999), strict=True):  # slow, and by definition
-        label[label == label[j]] = label[i]
-    expected = {frozenset(np.flatnonzero(label == k).tolist()) for k in set(label.tolist())}
+    digests = [near.scores.digest[r].tobytes() for r in range(len(images))]
+    equal = np.array([[a == b for a in digests] for b in digests])
+    expected = as_sets(closure((cosine >= 0.999) | equal))
     assert {frozenset(g.rows.tolist()) for g in near.copies} == {g for g in expected if len(g) > 1}
     assert len(near.copies) >= len(found.copies)
 

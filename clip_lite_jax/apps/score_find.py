@@ -1,12 +1,13 @@
 """What is wrong with a source, by the scores of its pairs."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array
+import pyarrow.compute as pc
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import logsumexp
 
@@ -20,7 +21,8 @@ EXACT = 20_000
 BITS, TABLES = 14, 24
 """Of longer sources those are compared that fall on the same side of `BITS` random planes, in one
 of `TABLES` attempts: at a cosine of .98, 1 - (1 - (1 - .0638)^14)^24 = .9999 of the pairs."""
-BLOCK = 2048
+BLOCK, COMPARED = 2048, 1024
+"""Rows at a time: of scores, and of images that are compared with as many others."""
 
 Matrix = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """``[N, D], [M, D] -> [N, M]``: T."""
@@ -170,47 +172,49 @@ def copies(
 
     `near` None looks at bytes alone.  Groups are closed: what is near to one of them belongs to it.
     """
-    count = len(scores.digest)
-    codes = np.unique(scores.digest, axis=0, return_inverse=True)[1].reshape(-1)
-    order = np.argsort(codes, kind="stable")
-    equal = codes[order][1:] == codes[order][:-1]
-    links = [np.stack([order[:-1][equal], order[1:][equal]])]
-    if near is not None and count > 1:
-        units = _units(pieces, count, folder)
-        links += [np.array(pair) for pair in near_pairs(units, near)]
-    a, b = np.concatenate(links, axis=1)
-    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
-    _, label = connected_components(graph, directed=False)
+    _, first, codes = np.unique(scores.digest, axis=0, return_index=True, return_inverse=True)
+    label = codes = codes.reshape(-1)  # which of the different files
+    if near is not None and len(first) > 1:
+        # One image of each file: of equal ones there may be thousands, of one placeholder.
+        order = np.argsort(first, kind="stable")
+        groups = np.empty(len(first), np.int64)
+        groups[order] = near_groups(_units(pieces, first[order], folder), near)
+        label = groups[codes]
     sizes = np.bincount(label, minlength=1)
     members = np.argsort(label, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
     for number in np.flatnonzero(sizes > 1):
         rows = members[starts[number] : starts[number + 1]]
-        kind = "same file" if len(np.unique(codes[rows])) == 1 else "near"
+        kind = "same file" if (codes[rows] == codes[rows[0]]).all() else "near"
         found.append(Copies(rows, kind))
     return sorted(found, key=lambda group: (-len(group.rows), int(group.rows[0])))
 
 
-def _units(pieces: Sequence[Piece], count: int, folder: str) -> np.ndarray:
-    """The images' embeddings at unit length, float32 ``[n, D]``, in a file."""
+def _units(pieces: Sequence[Piece], chosen: np.ndarray, folder: str) -> np.ndarray:
+    """Some images' embeddings at unit length, float32 ``[k, D]``, in a file; `chosen` is sorted."""
     width = pieces[0].read().image.shape[1]
-    units = np.memmap(f"{folder}/images.f32", np.float32, "w+", shape=(count, width))
+    units = np.memmap(f"{folder}/images.f32", np.float32, "w+", shape=(len(chosen), width))
     start = 0
     for piece in pieces:
         image = piece.read().image
-        length = np.linalg.norm(image, axis=1, keepdims=True)
-        units[start : start + len(image)] = image / np.maximum(length, 1e-12)
+        first, last = np.searchsorted(chosen, (start, start + len(image)))
+        some = image[chosen[first:last] - start]
+        length = np.linalg.norm(some, axis=1, keepdims=True)
+        units[first:last] = some / np.maximum(length, 1e-12)
         start += len(image)
     return units
 
 
-def near_pairs(units: np.ndarray, near: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers of rows of ``[n, D]`` whose cosine is at least `near`, in parts; see `BITS`."""
+def near_groups(units: np.ndarray, near: float) -> np.ndarray:
+    """Numbers ``[n]``, equal for rows of ``[n, D]`` that pairs of a cosine of `near` lead between.
+
+    Of many rows not all pairs are looked at; see `BITS`.
+    """
     count, width = units.shape
+    label = np.arange(count)
     if count <= EXACT:
-        yield from _near_among(units, np.arange(count), near)
-        return
+        return _joined(units, label, label, near)
     rng = np.random.default_rng(0)
     for _ in range(TABLES):
         planes = rng.standard_normal((width, BITS)).astype(np.float32)
@@ -220,28 +224,72 @@ def near_pairs(units: np.ndarray, near: float) -> Iterator[tuple[np.ndarray, np.
             codes[start : start + BLOCK] = sides @ (1 << np.arange(BITS))
         order = np.argsort(codes, kind="stable")
         ends = np.flatnonzero(np.diff(codes[order], append=-1)) + 1
+        links = []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            rows = order[start:end]
             if end - start > 1:
-                yield from _near_among(units, order[start:end], near)
+                links.append(_links(_joined(units, rows, label[rows], near), rows))
+        label = _merged(label, links)
+    return label
 
 
-def _near_among(
-    units: np.ndarray, rows: np.ndarray, near: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(rows), BLOCK):
-        one = units[rows[start : start + BLOCK]]
-        for second in range(start, len(rows), BLOCK):
-            cosine = one @ units[rows[second : second + BLOCK]].T
-            a, b = np.nonzero(cosine >= near - 1e-6)  # equal ones come out a hair below 1
-            a, b = rows[start + a], rows[second + b]
-            yield a[a != b], b[a != b]
+def _joined(units: np.ndarray, rows: np.ndarray, label: np.ndarray, near: float) -> np.ndarray:
+    """The groups `label` ``[k]`` of some `rows`, joined where two of them are near.
+
+    Pairs are kept no longer than their block: where all are alike there are millions.  Blocks that
+    are one group already have nothing to tell.
+    """
+    count = len(rows)
+    for start in range(0, count, COMPARED):
+        one = slice(start, min(start + COMPARED, count))
+        left = None
+        links = []
+        for second in range(start, count, COMPARED):
+            other = slice(second, min(second + COMPARED, count))
+            if (label[one] == label[start]).all() and (label[other] == label[start]).all():
+                continue
+            left = units[rows[one]] if left is None else left
+            cosine = left @ units[rows[other]].T
+            links.append(_block(cosine >= near - 1e-6, start, second))  # equal: a hair below 1
+        label = _merged(label, links)
+    return label
+
+
+def _block(near: np.ndarray, start: int, second: int) -> np.ndarray:
+    """What a block of comparisons joins, int64 ``[2, links]``: at most one link a row or column."""
+    height, width = near.shape
+    ends = np.concatenate([[0], np.cumsum(near.sum(axis=1)), np.full(width, near.sum())])
+    columns = height + np.nonzero(near)[1]
+    shape = (height + width, height + width)
+    graph = csr_array((np.ones(len(columns), bool), columns, ends), shape=shape)
+    _, label = connected_components(graph, directed=False)
+    numbers = np.concatenate([start + np.arange(height), second + np.arange(width)])
+    return _links(label, numbers)
+
+
+def _links(label: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Links ``[2, links]`` of `numbers` ``[k]`` to the first of their group `label` ``[k]``."""
+    _, first, code = np.unique(label, return_index=True, return_inverse=True)
+    leader = numbers[first[code.reshape(-1)]]
+    some = leader != numbers
+    return np.stack([numbers[some], leader[some]])
+
+
+def _merged(label: np.ndarray, links: Sequence[np.ndarray]) -> np.ndarray:
+    """Groups `label` ``[n]`` after links between their members."""
+    if not sum(part.shape[1] for part in links):
+        return label
+    a, b = np.concatenate([_links(label, np.arange(len(label))), *links], axis=1)
+    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(label), len(label)))
+    return connected_components(graph, directed=False)[1]
 
 
 def repeated_captions(captions: pa.Array, rows: np.ndarray) -> list[tuple[str, int]]:
     """Texts that stand beside several images, with the number of images, the commonest first."""
     table = pa.table({"caption": captions, "image": pa.array(rows)})
     counted = table.group_by("caption").aggregate([("image", "count_distinct")])
+    counted = counted.filter(pc.greater(counted["image_count_distinct"], 1))
     found = zip(
         counted["caption"].to_pylist(), counted["image_count_distinct"].to_pylist(), strict=True
     )
-    return sorted(((t, n) for t, n in found if n > 1), key=lambda item: (-item[1], item[0]))
+    return sorted(found, key=lambda item: (-item[1], item[0]))
