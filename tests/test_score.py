@@ -25,12 +25,11 @@ from clip_lite_jax.apps.score import (
     Found,
     Settings,
     describe,
-    dropped_below,
-    dropped_share,
     score,
     summary,
 )
-from clip_lite_jax.apps.score_calibration import why_not_log_r
+from clip_lite_jax.apps.score_calibration import own_calibration, why_not_log_r
+from clip_lite_jax.apps.score_drops import dropped_below, dropped_share
 from clip_lite_jax.apps.score_find import near_groups, swaps, wrong_share
 from clip_lite_jax.apps.score_page import write_page
 from clip_lite_jax.cli import main
@@ -227,7 +226,7 @@ def test_where_all_images_are_alike_memory_stays_small() -> None:
 def test_near_duplicates_are_closed_groups(
     model: DualEncoderModel, source: DataConfig, tmp_path: Path, out: Path, found: Found
 ) -> None:
-    shutil.copytree(out / "pieces", tmp_path / "pieces")  # nothing is encoded again
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)  # nothing is encoded again
     near = score(model, source, tmp_path, Settings(calibration=False, near=0.999))
     images = np.stack(
         [

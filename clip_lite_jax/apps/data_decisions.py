@@ -1,6 +1,7 @@
 """Which captions of a source are dropped: the file that `clip-lite score` and its page write."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -106,32 +107,50 @@ def read_decisions(path: str | Path) -> Decisions:
 
 
 def is_a_table_of_files(sources: Mapping[str, Source]) -> bool:
-    """Whether all images are files below a folder, so that a table can name them."""
-    return all(
-        isinstance(source, Pairs) and isinstance(source.images, (FileImages, RemoteImages))
-        for source in sources.values()
-    )
+    """Whether all images are files below one folder, so that a table can name them."""
+    roots = _roots(sources)
+    return roots is not None and len(roots) == 1
+
+
+def check_table(sources: Mapping[str, Source]) -> None:
+    """Raises `DataError` where a table cannot name the images."""
+    if (roots := _roots(sources)) is None:
+        raise DataError(
+            "only sources whose images are files can be written as a table of them: "
+            "--format records"
+        )
+    if len(roots) != 1:
+        raise DataError(
+            f"the images lie below {len(roots)} folders ({', '.join(sorted(roots))}), and a table "
+            "names those of one: --format records"
+        )
+
+
+def _roots(sources: Mapping[str, Source]) -> set[str] | None:
+    """The folders that the images are files below; None where some are none."""
+    roots = set()
+    for source in sources.values():
+        if not isinstance(source, Pairs):
+            return None
+        if not isinstance(source.images, (FileImages, RemoteImages)):
+            return None
+        roots.add(str(source.images.root))
+    return roots
 
 
 def write_table(path: Path, sources: Mapping[str, Source], decisions: Decisions) -> str:
     """Writes the pairs that are kept as JSON lines; says how to train on them.
 
     Raises:
-      DataError: the images are not files.
+      DataError: the images are not files below one folder.
     """
-    if not is_a_table_of_files(sources):
-        raise DataError(
-            "only sources whose images are files can be written as a table of them: "
-            "--format records"
-        )
+    check_table(sources)
     decisions.check(sources)
     written = total = 0
-    roots = set()
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for split, source in sources.items():
             assert isinstance(source, Pairs)
             assert isinstance(source.images, (FileImages, RemoteImages))
-            roots.add(str(source.images.root))
             for index in range(len(source)):
                 example = source.metadata(index)
                 captions = decisions.kept(split, example)
@@ -141,10 +160,12 @@ def write_table(path: Path, sources: Mapping[str, Source], decisions: Decisions)
                     image = source.images.paths[source.row(index)].as_py()
                     row = {"image": image, "caption": list(captions), "split": split}
                     file.write(json.dumps(row | {"group": example.group}) + "\n")
-    if len(roots) != 1:
-        raise DataError(f"the images lie below {len(roots)} folders: --format records")
-    return (
-        f"{written:,} of {total:,} pairs written; train with --config.data.source={path} "
-        f"--config.data.image_folder={roots.pop()} --config.data.split_column=split "
-        "--config.data.group_column=group"
-    )
+            root = str(source.images.root)
+    told = train_with(source=path, image_folder=root, split_column="split", group_column="group")
+    return f"{written:,} of {total:,} pairs written\n{told}"
+
+
+def train_with(**fields: object) -> str:
+    """What a shell takes to train on what was written, by fields of data."""
+    given = (shlex.quote(f"--config.data.{name}={value}") for name, value in fields.items())
+    return f"train with {' '.join(given)}"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_lite_jax.apps.data_decisions import Decision, Decisions, make_decisions
+from clip_lite_jax.apps.identity import NOT_AFFINE
 from clip_lite_jax.apps.score_calibration import Fitted, fit, own_calibration, why_not_log_r
 from clip_lite_jax.apps.score_find import (
     SUSPECTS,
@@ -27,6 +26,7 @@ from clip_lite_jax.apps.score_find import (
     swaps,
     wrong_share,
 )
+from clip_lite_jax.apps.score_folder import folder_of_scores
 from clip_lite_jax.apps.score_pieces import Piece, score_all
 from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.bad_examples import BadExamples
@@ -41,6 +41,7 @@ from clip_lite_jax.inference import DualEncoderModel
 log = logging.getLogger(__name__)
 
 SCORES_FILE, FINDINGS_FILE, PIECES = "scores.parquet", "findings.json", "pieces"
+UNREAD_FILE = "unread.jsonl"
 ROWS = 65_536
 """Rows of the table that are written at a time."""
 
@@ -109,7 +110,11 @@ class Found:
     repeated: list[tuple[str, int]]
     fitted: Fitted | None
     warnings: list[str]
+    near: float | None
+    """From which cosine on near-duplicates were looked for; None: they were not."""
     bad: BadExamples
+    unread: BadExamples
+    """Those that could not be read this time: neither scored nor dropped."""
     unusable: list[tuple[str, int]]
     """Split and place of the examples whose image cannot be used."""
     settings: Settings
@@ -145,13 +150,18 @@ def score(model: DualEncoderModel, data: DataConfig, folder: Path, settings: Set
     """Scores all pairs, looks for what is wrong, and writes ``scores.parquet``.
 
     Raises:
-      ConfigError: no such split.
+      ConfigError: no such split, or the folder holds something else.
       DataError: the source cannot be read, or holds nothing that can be used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    skipped = folder / SKIPPED_FILE
-    skipped.unlink(missing_ok=True)
-    bad = BadExamples(skipped)
+    with folder_of_scores(folder):
+        return _score(model, data, folder, settings)
+
+
+def _score(model: DualEncoderModel, data: DataConfig, folder: Path, settings: Settings) -> Found:
+    skipped, unread = folder / SKIPPED_FILE, folder / UNREAD_FILE
+    for old in (skipped, unread):
+        old.unlink(missing_ok=True)
+    bad, passing = BadExamples(skipped), BadExamples(unread)
     sources = build_sources(data, bad, training=False)
     splits = _splits(settings.splits, sources)
     warnings = why_not_log_r(model.config)
@@ -160,11 +170,14 @@ def score(model: DualEncoderModel, data: DataConfig, folder: Path, settings: Set
     fitted = _fitted(model, settings)
     if warnings and fitted is None:
         log.warning("ranks and orders can be used as they are; probabilities need --calibrate")
+    near = _near(model, settings)
     chosen = {split: sources[split] for split in splits}
-    pieces = score_all(model, chosen, folder / PIECES, settings.others, bad)
+    pieces = score_all(model, chosen, folder / PIECES, settings.others, bad, passing)
     scores = gathered(pieces, splits)
     if not len(scores.score):
-        raise DataError(f"{data.source}: none of {len(bad)} examples can be used; see {skipped}")
+        listed = unread if len(passing) else skipped
+        total = len(bad) + len(passing)
+        raise DataError(f"{data.source}: none of {total} examples can be used; see {listed}")
     found = Found(
         source=data.source if not data.mixture else "mixture",
         fingerprint=fingerprint(sources),
@@ -173,11 +186,13 @@ def score(model: DualEncoderModel, data: DataConfig, folder: Path, settings: Set
         scores=scores,
         wrong=scores.worse > settings.wrong_rank,
         swaps=[],
-        copies=copies(scores, pieces, str(pieces[0].path.parent), settings.near),
+        copies=copies(scores, pieces, str(pieces[0].path.parent), near),
         repeated=[],
         fitted=fitted,
         warnings=warnings,
+        near=near,
         bad=bad,
+        unread=passing,
         unusable=list(_unusable(pieces)),
         settings=settings,
     )
@@ -203,10 +218,23 @@ def _fitted(model: DualEncoderModel, settings: Settings) -> Fitted | None:
     return fit(model, source, settings.calibrate_split, source.source)
 
 
+def _near(model: DualEncoderModel, settings: Settings) -> float | None:
+    critic = model.config.model.critic.name
+    if settings.near is None or critic not in NOT_AFFINE:
+        return settings.near
+    log.warning(
+        "the cosine of two images says nothing with a %s critic: only equal files are looked for "
+        "as copies",
+        critic,
+    )
+    return None
+
+
 def _unusable(pieces: Sequence[Piece]) -> Iterator[tuple[str, int]]:
     for piece in pieces:
         every = np.arange(piece.start, piece.stop)
-        for index in np.setdiff1d(every, piece.read().example):
+        known = piece.read()
+        for index in np.setdiff1d(every, [*known.example, *known.unread]):
             yield piece.split, int(index)
 
 
@@ -279,6 +307,7 @@ def summary(found: Found) -> dict[str, Any]:
         "images": len(scores.split),
         "pairs": len(scores.score),
         "skipped": len(found.bad),
+        "unread": len(found.unread),
         "score": _quantiles(scores.score),
         "wrong_suspects": int(found.wrong.sum()),
         "wrong_share_at_most": wrong_share(scores.worse),
@@ -288,6 +317,7 @@ def summary(found: Found) -> dict[str, Any]:
             for kind in ("same file", "near")
         },
         "copy_groups": len(extra),
+        "near": found.near,
         "repeated_captions": [list(item) for item in found.repeated[:20]],
         "warnings": found.warnings,
         "calibration": None,
@@ -311,6 +341,9 @@ def describe(found: Found) -> str:
     """What a person reads first, in lines."""
     known = summary(found)
     t, copied = known["score"], known["copies"]
+    near = f"{copied['near']:,} near ones"
+    if found.near is None:
+        near = "near ones not looked for"
     lines = [
         f"pairs             {known['pairs']:,} of {known['images']:,} images; T from {t['5']:.2f} "
         f"to {t['95']:.2f}, half {t['50']:.2f}",
@@ -318,10 +351,15 @@ def describe(found: Found) -> str:
         f"{found.settings.wrong_rank:.0%} of random captions fit as well); wrong at most, about: "
         f"{known['wrong_share_at_most']:.1%}",
         f"swapped           {known['swaps']:,} times two captions",
-        f"copies            {copied['same file']:,} of equal files, {copied['near']:,} near ones",
+        f"copies            {copied['same file']:,} of equal files, {near}",
         f"same captions     {len(found.repeated):,} stand beside several images",
         f"cannot be used    {known['skipped']:,}",
     ]
+    if known["unread"]:
+        lines.append(
+            f"could not be read {known['unread']:,} this time (in {UNREAD_FILE}): not scored, and "
+            "not dropped; the same command tries them again"
+        )
     if found.fitted is None:
         lines.append("probabilities     none: not calibrated")
     else:
@@ -336,37 +374,3 @@ def describe(found: Found) -> str:
                 f"{metrics['uncalibrated_ece']:.3f}"
             )
     return "\n".join(lines)
-
-
-def dropped_below(found: Found, threshold: float) -> Decisions:
-    """Drops all pairs whose T is below a number, and what cannot be used."""
-    return _dropping(found, np.flatnonzero(found.scores.score < threshold))
-
-
-def dropped_share(found: Found, share: float) -> Decisions:
-    """Drops a share of the pairs, the worst, and what cannot be used.
-
-    Raises:
-      ConfigError: it is no share.
-    """
-    if not 0 < share < 1:
-        raise ConfigError(f"--drop-share {share}: a number between 0 and 1 is needed")
-    count = math.floor(share * len(found.scores.score) + 1e-9)
-    return _dropping(found, np.sort(found.worst_first[:count]))
-
-
-def unusable(found: Found) -> Iterator[Decision]:
-    """All captions of the examples whose image cannot be used are dropped."""
-    for split, index in found.unusable:
-        example = found.sources[split].metadata(index)
-        for place in range(len(example.captions)):
-            yield Decision(split=split, id=example.id, caption=place, drop=True)
-
-
-def _dropping(found: Found, numbers: np.ndarray) -> Decisions:
-    pairs = (found.pair(int(number)) for number in numbers)
-    listed = (
-        Decision(split=split, id=example.id, caption=place, drop=True)
-        for split, example, place in pairs
-    )
-    return make_decisions(found.fingerprint, (*listed, *unusable(found)))

@@ -1,13 +1,15 @@
 """The probability that a pair is real, and when T alone does not say it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from clip_lite_jax.config import Config, DataConfig
+from clip_lite_jax.config import Config, DataConfig, to_dict
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
+from clip_lite_jax.data.record_files import TFDS
 from clip_lite_jax.data.sources import Source, build_sources, fingerprint
 from clip_lite_jax.errors import DataError, UserError
 from clip_lite_jax.evaluators.calibration import (
@@ -101,7 +103,18 @@ def fit_on(
 
 def own_calibration(model: DualEncoderModel) -> Fitted | None:
     """From the validation pairs of the model's own run; None, with the reason logged, if they are
-    not here as they were."""
+    not on this machine as they were.
+
+    A model may come from a stranger: no host is asked for anything because its settings name it.
+    """
+    if named := list(_elsewhere(to_dict(model.config)["data"])):
+        log.warning(
+            "not calibrated on what the model was validated on, %r: nothing is fetched from where "
+            "a model says; if you trust it, --calibrate %r reads it",
+            named[0],
+            named[0],
+        )
+        return None
     data = replace(model.config.data, max_bad_share=1.0, strict=False)
     split = model.config.eval.information_split
     try:
@@ -117,3 +130,20 @@ def own_calibration(model: DualEncoderModel) -> Fitted | None:
             error,
         )
         return None
+
+
+def _elsewhere(settings: Any) -> Iterator[str]:
+    """All texts that name what is not on this machine: of sources, parts, splits and folders.
+
+    Those are URLs, also inside others ("simplecache::http://"), and data sets that TFDS would look
+    for on its servers or those of others ("tfds:huggingface:").
+    """
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _elsewhere(value)
+    elif isinstance(settings, str):
+        of_tfds = settings.startswith(TFDS) and not Path(settings.removeprefix(TFDS)).is_dir()
+        if of_tfds or "://" in settings:
+            yield settings

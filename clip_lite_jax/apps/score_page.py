@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ from clip_lite_jax.apps.data_decisions import FORMAT
 from clip_lite_jax.apps.report_gallery import shorten
 from clip_lite_jax.apps.report_pages import environment
 from clip_lite_jax.apps.report_plots import Plot, Theme, plot
-from clip_lite_jax.apps.score import Found, summary, unusable
+from clip_lite_jax.apps.score import PIECES, Found, summary
+from clip_lite_jax.apps.score_drops import unusable
+from clip_lite_jax.apps.score_pieces import digest_of
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.errors import BadImage
 from clip_lite_jax.files import write_atomic
+
+log = logging.getLogger(__name__)
 
 PAGE_FILE = "review.html"
 PICTURE_SIZE = 224
@@ -156,10 +161,19 @@ def build_sections(found: Found, show: int) -> Iterator[Section]:
     yield Section(
         "Copies",
         "Equal files, or pictures that the model can hardly tell apart. Drop keeps the one with "
-        "the best score.",
+        "the best score."
+        if found.near is not None
+        else "Equal files. Drop keeps the one with the best score.",
         cards,
         len(found.copies),
     )
+    if pictures.changed:
+        log.warning(
+            "%d pictures are not those that were scored, and are not shown: the source has changed "
+            "since; delete %s beside the page, and score it again",
+            pictures.changed,
+            PIECES,
+        )
 
 
 def _best(found: Found, first: np.ndarray, row: int) -> float:
@@ -171,6 +185,8 @@ class Pictures:
 
     def __init__(self, found: Found) -> None:
         self.found = found
+        self.changed = 0
+        """Pictures that are others than those that were scored, and are not shown."""
         self._known: dict[int, str | None] = {}
 
     def item(self, pair: int) -> Item:
@@ -195,8 +211,10 @@ class Pictures:
             scores = self.found.scores
             source = self.found.sources[self.found.splits[int(scores.split[row])]]
             try:
-                opened = Opened(source[int(scores.example[row])].image)
-                self._known[row] = _data_uri(opened.decoded(shrink=2))
+                image = source[int(scores.example[row])].image
+                same = digest_of(image) == scores.digest[row].tobytes()
+                self.changed += not same  # the scores are not those of what is there now
+                self._known[row] = _data_uri(Opened(image).decoded(shrink=2)) if same else None
             except BadImage:
                 self._known[row] = None
         return self._known[row]

@@ -11,15 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from clip_lite_jax.apps.encoding import stamp
+from clip_lite_jax.apps.identity import weights_of
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source, fingerprint
-from clip_lite_jax.errors import BadImage, DataError
+from clip_lite_jax.errors import BadImage, DataError, Unreadable
 from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, in_batches
 from clip_lite_jax.evaluators.pair_scores import contrasts, ranks_among
 from clip_lite_jax.files import replacing
@@ -52,7 +53,9 @@ class Scored:
     contrast: np.ndarray  # float32 [m]
     rank: np.ndarray  # int32 [m]: 1 is best
     among: np.ndarray  # int32 [m]: other captions that it was ranked beside
-    bad: np.ndarray  # text [b, 2]: ids and reasons of the examples that could not be used
+    bad: np.ndarray  # text [b, 2]: ids and reasons of the examples that cannot be used
+    unread: np.ndarray  # int64 [u]: places of those that could not be read; the next run tries them
+    reasons: np.ndarray  # text [u, 2]: their ids, and why
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,20 @@ class Piece:
             with np.load(self.path, allow_pickle=False) as file:
                 return Scored(**{field.name: file[field.name] for field in fields(Scored)})
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.path} is damaged ({error}): delete it") from error
+            raise self._damaged(error) from error
+
+    def finished(self) -> bool:
+        """Whether it is there, and nothing is left to read; raises as `read`."""
+        if not self.path.exists():
+            return False
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return not len(file["unread"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> DataError:
+        return DataError(f"{self.path} is damaged ({error}): delete it")
 
 
 def score_all(
@@ -79,15 +95,18 @@ def score_all(
     folder: Path,
     others: int,
     bad: BadExamples,
+    unread: BadExamples,
 ) -> list[Piece]:
     """Scores what has not been scored yet; returns all pieces, in order.
+
+    What cannot be used is added to `bad`, and what could not be read this time to `unread`.
 
     Raises:
       DataError: no caption in any split.
     """
     sample = _sample(sources, others)
     known = hashlib.sha256(repr((fingerprint(dict(sources)), others, PIECE)).encode())
-    known.update(identity(model).encode())
+    known.update(weights_of(model).encode())
     folder = folder / known.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [
@@ -95,7 +114,7 @@ def score_all(
         for split, source in sources.items()
         for start in range(0, len(source), PIECE)
     ]
-    missing = [piece for piece in pieces if not piece.path.exists()]
+    missing = [piece for piece in pieces if not piece.finished()]
     total, left = (sum(p.stop - p.start for p in some) for some in (pieces, missing))
     if missing:
         beside = _others(model, sample)
@@ -106,7 +125,9 @@ def score_all(
                     np.savez(file, **{f.name: getattr(found, f.name) for f in fields(Scored)})
                 bar.update(piece.stop - piece.start)
     for piece in pieces:
-        bad.extend((str(id), str(reason)) for id, reason in piece.read().bad)
+        found = piece.read()
+        bad.extend((str(id), str(reason)) for id, reason in found.bad)
+        unread.extend((str(id), str(reason)) for id, reason in found.reasons)
     return pieces
 
 
@@ -114,13 +135,16 @@ def score_piece(model: DualEncoderModel, source: Source, piece: Piece, others: O
     """Reads, encodes and scores the examples of a piece."""
     usable: list[tuple[int, Example, bytes]] = []
     bad: list[tuple[str, str]] = []
+    unread: list[tuple[int, str, str]] = []
     views = []
     with ThreadPoolExecutor(max(1, model.config.data.threads)) as pool:
         numbers = range(piece.start, piece.stop)
         looks = pool.map(lambda index: _look(model, source, index), numbers)
         for index, (example, digest, view) in zip(numbers, looks, strict=True):
-            if isinstance(view, str):
-                bad.append((example.id, view))
+            if isinstance(view, BadImage) and may_pass(view):
+                unread.append((index, example.id, str(view)))
+            elif isinstance(view, BadImage):
+                bad.append((example.id, str(view)))
             else:
                 usable.append((index, example, digest))
                 views.append(view)
@@ -148,35 +172,37 @@ def score_piece(model: DualEncoderModel, source: Source, piece: Piece, others: O
         rank=rank.astype(np.int32),
         among=among.astype(np.int32),
         bad=np.array(bad, dtype=str).reshape(-1, 2),
+        unread=np.array([index for index, _, _ in unread], np.int64),
+        reasons=np.array([known[1:] for known in unread], dtype=str).reshape(-1, 2),
     )
-
-
-def identity(model: DualEncoderModel) -> str:
-    """A hash of the weights and of what texts and pictures become before they reach them."""
-    digest = hashlib.sha256(model.tokenizer.model)
-    digest.update(repr((model.config.model, model.config.data.image_size)).encode())
-    for leaf in jax.tree.leaves((model.params, model.model_state)):
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
 
 
 def _piece(folder: Path, split: str, source: Source, start: int) -> Piece:
     stop = min(start + PIECE, len(source))
-    stamp = getattr(source, "stamp", lambda index: "")
-    known = hashlib.blake2b("\n".join(map(stamp, range(start, stop))).encode(), digest_size=8)
+    stamps = "\n".join(stamp(source, index) for index in range(start, stop))
+    known = hashlib.blake2b(stamps.encode(), digest_size=8)
     return Piece(split, start, stop, folder / f"{split}-{start:010}-{known.hexdigest()}.npz")
 
 
 def _look(
     model: DualEncoderModel, source: Source, index: int
-) -> tuple[Example, bytes, np.ndarray | str]:
+) -> tuple[Example, bytes, np.ndarray | BadImage]:
     """An example, the hash of its image, and what the tower reads or why there is nothing."""
     try:
         example = source[index]
-        digest = hashlib.blake2b(example.image, digest_size=16).digest()
-        return example, digest, model.pixels.view(Opened(example.image))
+        return example, digest_of(example.image), model.pixels.view(Opened(example.image))
     except BadImage as error:
-        return source.metadata(index), b"", str(error)
+        return source.metadata(index), b"", error
+
+
+def digest_of(image: bytes) -> bytes:
+    """16 bytes, the same for equal files alone."""
+    return hashlib.blake2b(image, digest_size=16).digest()
+
+
+def may_pass(error: BadImage) -> bool:
+    """Whether a picture may be read another time: of a disk or network that failed."""
+    return isinstance(error, Unreadable) or str(error).startswith("cannot be read")
 
 
 def _sample(sources: Mapping[str, Source], count: int) -> list[Example]:

@@ -29,6 +29,12 @@ def local(name: str) -> Path:
     return local_copy(checked(name))
 
 
+def folder_here(option: str, path: Path) -> None:
+    """Raises `ConfigError` where a folder to write to was given as a URL."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a path has one slash of a URL's two
+        raise ConfigError(f"{option} {path}: write to a folder of this machine")
+
+
 def checked(name: str) -> str:
     """A path or a URL; raises `ConfigError` where it was meant to be one."""
     if re.match(r"[A-Za-z][\w+.-]+:/(?!/)", name):  # C:/ is a disk

@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_lite_jax.commands.arguments import Subparsers, data_config, local, positive
+from clip_lite_jax.commands.arguments import Subparsers, data_config, folder_here, local, positive
 from clip_lite_jax.errors import ConfigError
 
 ANY_FIELD = "any field of data: --config.data.caption_columns='[\"title\"]'"
@@ -61,8 +60,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
 
 def _check(known: argparse.Namespace) -> None:
     """Raises `ConfigError` where what is given cannot be."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(known.out)):  # a path has one slash of a URL's two
-        raise ConfigError(f"--out {known.out}: write to a folder of this machine")
+    folder_here("--out", known.out)
 
 
 def _embed(known: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_lite_jax.commands.arguments import Subparsers, data_config, local, positive
+from clip_lite_jax.commands.arguments import Subparsers, data_config, folder_here, local, positive
 from clip_lite_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _score(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    folder_here("--out", known.out)
     data = data_config(known.source, rest)
     if known.decisions is not None:
         from clip_lite_jax.apps.data_decisions import read_decisions
@@ -73,10 +74,13 @@ def _score(known: argparse.Namespace, rest: Sequence[str]) -> None:
         return
     if known.model is None:
         raise ConfigError("--model is needed to score: the folder of a run, or its URL")
-    from clip_lite_jax.apps.score import Settings, describe, dropped_below, dropped_share, score
+    from clip_lite_jax.apps.score import Settings, describe, score
+    from clip_lite_jax.apps.score_drops import check_share, dropped_below, dropped_share
     from clip_lite_jax.apps.score_page import write_page
     from clip_lite_jax.inference import load
 
+    if known.drop_share is not None:
+        check_share(known.drop_share)
     settings = Settings(
         splits=tuple(known.split),
         others=known.others,
@@ -100,24 +104,30 @@ def _clean(known: argparse.Namespace, data: "DataConfig", decisions: "Decisions"
     """Writes the source without what is dropped, and the decisions beside it."""
     from clip_lite_jax.apps.data_convert import conversion_of, convert, describe
     from clip_lite_jax.apps.data_decisions import (
+        check_table,
         is_a_table_of_files,
+        train_with,
         write_decisions,
         write_table,
     )
+    from clip_lite_jax.apps.score_folder import folder_of_scores
     from clip_lite_jax.data.bad_examples import BadExamples
     from clip_lite_jax.data.sources import build_sources
 
-    known.out.mkdir(parents=True, exist_ok=True)
     sources = build_sources(data, BadExamples(), training=False)
     decisions.check(sources)
-    file = (known.out / "decisions.json").resolve()
-    write_decisions(file, decisions)
     kind = known.format or ("table" if is_a_table_of_files(sources) else "records")
     if kind == "table":
-        path = known.out / "clean.jsonl"
-        print(write_table(path, sources, decisions))
-    else:
-        path = known.out / "clean"
-        conversion = conversion_of(data, path, decisions=str(file))
-        print(describe(convert(conversion, os.cpu_count() or 1)))
+        check_table(sources)
+    with folder_of_scores(known.out):
+        file = (known.out / "decisions.json").resolve()
+        write_decisions(file, decisions)
+        if kind == "table":
+            path = known.out / "clean.jsonl"
+            print(write_table(path, sources, decisions))
+        else:
+            path = known.out / "clean"
+            conversion = conversion_of(data, path, decisions=str(file))
+            print(describe(convert(conversion, os.cpu_count() or 1)))
+            print(train_with(source=path))
     print(f"written: {path}")
