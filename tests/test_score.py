@@ -1,21 +1,25 @@
 """``clip-lite score``: numbers against loops, planted faults, and the source that is left."""
 
 import json
+import shlex
 import shutil
 import tracemalloc
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_config
+from conftest import draw, tiny_config
 from scored import COPIES, EVIL, write_faulty
 
 from clip_lite_jax import load
-from clip_lite_jax.apps import score_find, score_pieces
+from clip_lite_jax.apps import score_calibration, score_find, score_pieces
 from clip_lite_jax.apps.data_decisions import (
     Decision,
+    is_a_table_of_files,
     make_decisions,
     read_decisions,
     write_decisions,
@@ -33,11 +37,19 @@ from clip_lite_jax.apps.score_drops import dropped_below, dropped_share
 from clip_lite_jax.apps.score_find import near_groups, swaps, wrong_share
 from clip_lite_jax.apps.score_page import write_page
 from clip_lite_jax.cli import main
-from clip_lite_jax.config import DataConfig, NegativesConfig, ObjectiveConfig
+from clip_lite_jax.commands.arguments import data_config
+from clip_lite_jax.config import (
+    CriticConfig,
+    DataConfig,
+    NegativesConfig,
+    ObjectiveConfig,
+    PartConfig,
+)
 from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
+from clip_lite_jax.data.pairs import FileImages
 from clip_lite_jax.data.sources import build_sources, fingerprint
-from clip_lite_jax.errors import ConfigError, DataError
+from clip_lite_jax.errors import BadImage, ConfigError, DataError
 from clip_lite_jax.evaluators.calibration import (
     Calibration,
     CalibrationOptions,
@@ -213,8 +225,8 @@ def test_groups_of_many_images_are_those_of_a_loop(monkeypatch: pytest.MonkeyPat
 
 
 def test_where_all_images_are_alike_memory_stays_small() -> None:
-    """Of 12,000 there are 72 million pairs, which would take a gigabyte."""
-    alike = np.ones((12_000, 4), np.float32) / 2
+    """Of 8,000 there are 32 million pairs, which would take half a gigabyte."""
+    alike = np.ones((8_000, 4), np.float32) / 2
     tracemalloc.start()
     try:
         assert len(np.unique(near_groups(alike, 0.98))) == 1
@@ -249,7 +261,9 @@ def test_the_share_of_wrong_captions() -> None:
     assert wrong_share(np.zeros(0)) == 0
 
 
-def test_what_is_left_as_a_table(found: Found, source: DataConfig, tmp_path: Path) -> None:
+def test_what_is_left_as_a_table(
+    found: Found, source: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     worst = dropped_share(found, 0.2)
     assert len(worst.decisions) == 11 + 1  # the torn picture goes, too
     limit = float(np.median(found.scores.score))
@@ -260,10 +274,12 @@ def test_what_is_left_as_a_table(found: Found, source: DataConfig, tmp_path: Pat
     assert {d.id for d in worst.decisions} == expected
     file = tmp_path / "decisions.json"
     write_decisions(file, worst)
-    out = tmp_path / "out"
+    out = tmp_path / "it's mine"  # a shell takes what is said of it as it is
     command = ["score", source.source, "--out", str(out), "--decisions", str(file)]
     assert main(command) == 0
-    config = DataConfig(
+    told = capsys.readouterr().out.partition("train with ")[2].splitlines()[0]
+    config = data_config("emoji", shlex.split(told))
+    assert config == DataConfig(
         source=str(out / "clean.jsonl"),
         image_folder=str(Path(source.source).parent),
         split_column="split",
@@ -369,15 +385,162 @@ def test_the_command_asks_for_what_it_needs(
         dropped_share(None, 1.5)  # type: ignore[arg-type]
 
 
-def test_the_page_is_one_file_that_runs_nothing_of_strangers(found: Found, tmp_path: Path) -> None:
+def test_folders_of_others_stay_as_they_are(
+    finished_run: Path,
+    found: Found,
+    source: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "score.json", "skipped.jsonl"):
+        (run / name).write_text("{}")
+    file = tmp_path / "decisions.json"
+    write_decisions(file, make_decisions(found.fingerprint, []))
+    for place, said in (
+        (str(run), "run is not empty (config.json)"),
+        ("gs://bucket/scored", "write to a folder of this machine"),
+        (str(file), "cannot be written"),
+    ):
+        for means in (
+            ["--model", str(finished_run), "--no-calibration"],
+            ["--decisions", str(file)],
+        ):
+            assert main(["score", source.source, "--out", place, *means]) == 2
+            assert said in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in run.iterdir()} == dict.fromkeys(
+        ("config.json", "score.json", "skipped.jsonl"), "{}"
+    )
+
+
+def test_images_below_several_folders_are_no_table(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    draw("ring", "gold").save(other / "gold_ring.png")
+    (other / "other.csv").write_text("image,caption\ngold_ring.png,a gold ring\n")
+    splits = f'--config.data.splits={{"validation": "{other / "other.csv"}"}}'
+    sources = build_sources(data_config(str(pairs), [splits]), BadExamples(), training=False)
+    assert not is_a_table_of_files(sources)
+    file, out = tmp_path / "decisions.json", tmp_path / "out"
+    write_decisions(file, make_decisions(fingerprint(sources), []))
+    command = ["score", str(pairs), splits, "--out", str(out), "--decisions", str(file)]
+    assert main([*command, "--format", "table"]) == 2
+    said = capsys.readouterr().err
+    assert "below 2 folders" in said
+    assert str(other) in said
+    assert not out.exists()
+    assert main(command) == 0
+    assert f"train with --config.data.source={out / 'clean'}\n" in capsys.readouterr().out
+    left = build_sources(DataConfig(source=str(out / "clean")), BadExamples(), training=False)
+    assert {split: len(part) for split, part in left.items()} == {"train": 48, "validation": 1}
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"source": "http://host.invalid/pairs.csv"},
+        {"source": "simplecache::https://host.invalid/pairs.csv"},
+        {"source": "tfds:huggingface:them/theirs"},
+        {"image_folder": "s3://bucket/pictures"},
+        {"splits": {"validation": "gs://bucket/val.csv"}},
+        {"source": "", "mixture": {"a": PartConfig(source="s3://bucket/a.parquet")}},
+        {
+            "source": "",
+            "mixture": {"a": PartConfig(source="a.csv", fields={"image_folder": "s3://bucket/b"})},
+        },
+    ],
+)
+def test_no_host_that_a_model_names_is_asked(
+    named: dict[str, Any],
+    model: DualEncoderModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strange = copy(model)
+    strange.config = replace(model.config, data=replace(model.config.data, **named))
+    monkeypatch.setattr(score_calibration, "build_sources", lambda *given, **_: pytest.fail("read"))
+    assert own_calibration(strange) is None
+    assert "--calibrate '" in caplog.text
+
+
+def test_a_picture_that_could_not_be_read_is_tried_again(
+    model: DualEncoderModel,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = DataConfig(source=str(write_faulty(pairs, tmp_path / "faulty")))
+    read = FileImages.read
+
+    def fails(images: FileImages, index: int) -> bytes:
+        if images.paths[index].as_py() == "evil.png":
+            raise BadImage("cannot be read: Input/output error")
+        return read(images, index)
+
+    out, settings = tmp_path / "out", Settings(calibration=False, near=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileImages, "read", fails)
+        first = score(model, data, out, settings)
+    assert dict(first.unread.reasons) == {"evil.png": "cannot be read: Input/output error"}
+    assert {d.id for d in dropped_below(first, -1e9).decisions} == {"torn.png"}
+    assert summary(first)["unread"] == 1
+    assert summary(first)["skipped"] == 2
+    assert "could not be read 1 this time" in describe(first)
+    assert "Input/output error" in write_page(first, out, show=1).read_text()
+    second = score(model, data, out, settings)
+    assert len(second.unread) == 0
+    assert not (out / "unread.jsonl").exists()
+    assert len(second.scores.score) == len(first.scores.score) + 1
+    # A picture that has changed is scored anew, and not shown beside a score that is not its own.
+    shutil.copy(tmp_path / "faulty" / "red_ring.png", tmp_path / "faulty" / "copy_a.png")
+    page = write_page(second, out, show=100).read_text()
+    assert "not shown, for they are not those that were scored: 1" in caplog.text
+    assert page.count("no picture") >= 1
+    third = score(model, data, out, settings)
+    copied = [{third.image(int(row))[1].id for row in group.rows} for group in third.copies]
+    assert {"red_ring.png", "copy_a.png"} in copied
+    assert {"red_circle.png", "copy_b.png"} in copied
+
+
+def test_a_critic_without_cosines_has_no_near_images(
+    model: DualEncoderModel, source: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = copy(model)
+    critic = CriticConfig(name="concat")
+    other.config = replace(model.config, model=replace(model.config.model, critic=critic))
+    found = score(other, source, tmp_path, Settings(calibration=False, near=0.001))
+    assert {group.kind for group in found.copies} == {"same file"}
+    assert "near ones not looked for" in describe(found)
+    assert "says nothing with a concat critic" in caplog.text
+
+
+def test_the_page_is_one_file_that_runs_nothing_of_strangers(
+    found: Found, out: Path, tmp_path: Path
+) -> None:
     page = write_page(found, tmp_path, show=100).read_text()
     assert EVIL.partition(" ")[0] not in page
     assert "<img src=x" not in page
-    data = page.partition('id="data">')[2].partition("</script>")[0]
-    cards = json.loads(data)["cards"]
-    assert len(cards) == len(found.copies) + len(found.swaps) + page.count(
-        '<div class="items">'
-    ) - (len(found.copies) + len(found.swaps))
+    cards = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["cards"]
+    assert page.count('<article class="card"') == len(cards)
+    known = json.loads((out / "findings.json").read_text())
+    rows = pq.read_table(out / SCORES_FILE).to_pylist()
+    wrong = [row for row in rows if row["wrong_suspect"] and row["swap_with"] is None]
+    wrong.sort(key=lambda row: row["contrast"])
+    assert len(cards) == len(wrong) + known["swaps"] + known["copy_groups"]
+    assert len(wrong) > 5
+    for row, card in zip(wrong, cards, strict=False):
+        shown = {"split": row["split"], "id": row["id"], "caption": row["caption_index"]}
+        assert card == {"items": [shown], "drops": [0]}
+    copied = [{item["id"] for item in card["items"]} for card in cards[-known["copy_groups"] :]]
+    assert copied == [
+        {"red_circle.png", "copy_a.png", "copy_b.png"},
+        {"pink_bar.png", "copy_c.png"},
+    ]
+    assert f"{known['wrong_suspects']} wrong captions, {known['swaps']} times two swapped" in page
     assert "http://" not in page
     assert "https://" not in page
 

@@ -1,14 +1,24 @@
 """The review page in a browser: keys, what is kept, the export, and the source without it."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from browser import open_browser
 from scored import write_faulty
 
+from clip_lite_jax import load
+from clip_lite_jax.apps import score_pieces
+from clip_lite_jax.apps.score import Settings, score
+from clip_lite_jax.apps.score_page import write_page
 from clip_lite_jax.cli import main
+from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.image_ops import Opened
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +135,71 @@ def test_the_page_without_what_a_browser_may_lack(page_file: Path) -> None:
         assert page.locator("img:not([alt])").count() == 0
         assert page.locator(".card[tabindex='0']").count() == 1
         context.close()
+
+
+def test_two_captions_that_were_exchanged_go_together(
+    pairs: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the table to the clean one, with a critic that knows what each picture shows."""
+    swapped = ["blue_cross.png", "pink_ring.png"]
+    table = write_exchanged(pairs, tmp_path / "exchanged", *swapped)
+    told = {path.stem.replace("_", " "): number for number, path in enumerate(drawings(pairs))}
+    model = load(finished_run)
+    seen = {model.pixels.view(Opened(p.read_bytes())).tobytes(): p for p in drawings(pairs)}
+    assert len(seen) == len(told) == 48
+    meaning = np.random.default_rng(0).normal(size=(48, 512)).astype(np.float32)
+    meaning /= np.linalg.norm(meaning, axis=1, keepdims=True)
+
+    def image(fns: object, pixels: np.ndarray, size: int) -> np.ndarray:
+        shown = [seen[view.tobytes()].stem.replace("_", " ") for view in pixels]
+        return meaning[[told[name] for name in shown]]
+
+    def text(fns: object, tokenizer: object, captions: list[str], size: int) -> np.ndarray:
+        return meaning[[told[caption.removeprefix("a ")] for caption in captions]]
+
+    monkeypatch.setattr(score_pieces, "encode_images", image)
+    monkeypatch.setattr(score_pieces, "encode_captions", text)
+    model.fns = replace(
+        model.fns, pairs=lambda i, t: 12 * (i * t).sum(axis=1), matrix=lambda i, t: 12 * i @ t.T
+    )
+    out = tmp_path / "out"
+    found = score(model, DataConfig(source=str(table)), out, Settings(calibration=False))
+    rows = pq.read_table(out / "scores.parquet").to_pylist()
+    known = [row for row in rows if row["swap_with"] is not None]
+    partners = {row["id"]: rows[row["swap_with"]]["id"] for row in known}
+    assert partners == dict(zip(swapped, reversed(swapped), strict=True))
+    assert json.loads((out / "findings.json").read_text())["swaps"] == 1
+    file = tmp_path / "decisions.json"
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.goto(write_page(found, out, show=100).as_uri())
+        card = page.locator("section", has_text="Swapped captions").locator(".card")
+        assert card.count() == 1
+        shown = card.locator(".id").all_text_contents()
+        assert sorted(id.rpartition(" · ")[2] for id in shown) == swapped
+        button = card.get_by_role("button", name="Drop both")
+        button.click()
+        assert card.locator(".answer").text_content() == "dropped"
+        with page.expect_download() as download:
+            page.locator("#export").click()
+        download.value.save_as(file)
+    clean = tmp_path / "clean"
+    assert main(["score", str(table), "--out", str(clean), "--decisions", str(file)]) == 0
+    lines = (clean / "clean.jsonl").read_text().splitlines()
+    left = sorted(json.loads(line)["image"] for line in lines)
+    assert left == [path.name for path in drawings(pairs) if path.name not in swapped]
+
+
+def drawings(pairs: Path) -> list[Path]:
+    return sorted(pairs.parent.glob("*.png"))
+
+
+def write_exchanged(pairs: Path, folder: Path, one: str, other: str) -> Path:
+    """The pictures of `pairs` with a caption each, those of two exchanged."""
+    shutil.copytree(pairs.parent, folder)
+    captions = {path.name: f"a {path.stem.replace('_', ' ')}" for path in drawings(pairs)}
+    captions[one], captions[other] = captions[other], captions[one]
+    lines = [f"{name},{caption}\n" for name, caption in captions.items()]
+    table = folder / "exchanged.csv"
+    table.write_text("image,caption\n" + "".join(lines))
+    return table

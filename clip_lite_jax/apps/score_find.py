@@ -227,10 +227,26 @@ def near_groups(units: np.ndarray, near: float) -> np.ndarray:
         links = []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             rows = order[start:end]
-            if end - start > 1:
+            if (label[rows] == label[rows[0]]).all():
+                continue
+            if len(rows) <= COMPARED:
+                links.append(rows[_among(units[rows], near)])
+            else:
                 links.append(_links(_joined(units, rows, label[rows], near), rows))
         label = _merged(label, links)
     return label
+
+
+def _among(units: np.ndarray, near: float) -> np.ndarray:
+    """Links ``[2, links]`` between near ones of a few rows ``[k, D]``, at most some k of them.
+
+    Most of many thousand such handfuls have none.
+    """
+    found = units @ units.T >= near - 1e-6  # equal ones come out a hair below 1
+    a, b = np.nonzero(found)
+    if len(a) > 8 * len(units):
+        return _block(found, 0, 0)
+    return np.stack([a[a < b], b[a < b]])
 
 
 def _joined(units: np.ndarray, rows: np.ndarray, label: np.ndarray, near: float) -> np.ndarray:
@@ -250,7 +266,7 @@ def _joined(units: np.ndarray, rows: np.ndarray, label: np.ndarray, near: float)
                 continue
             left = units[rows[one]] if left is None else left
             cosine = left @ units[rows[other]].T
-            links.append(_block(cosine >= near - 1e-6, start, second))  # equal: a hair below 1
+            links.append(_block(cosine >= near - 1e-6, start, second))
         label = _merged(label, links)
     return label
 
@@ -258,12 +274,14 @@ def _joined(units: np.ndarray, rows: np.ndarray, label: np.ndarray, near: float)
 def _block(near: np.ndarray, start: int, second: int) -> np.ndarray:
     """What a block of comparisons joins, int64 ``[2, links]``: at most one link a row or column."""
     height, width = near.shape
+    numbers = np.concatenate([start + np.arange(height), second + np.arange(width)])
+    if near.all():
+        return _links(np.zeros_like(numbers), numbers)
     ends = np.concatenate([[0], np.cumsum(near.sum(axis=1)), np.full(width, near.sum())])
     columns = height + np.nonzero(near)[1]
     shape = (height + width, height + width)
     graph = csr_array((np.ones(len(columns), bool), columns, ends), shape=shape)
     _, label = connected_components(graph, directed=False)
-    numbers = np.concatenate([start + np.arange(height), second + np.arange(width)])
     return _links(label, numbers)
 
 

@@ -78,7 +78,7 @@ def write_page(found: Found, folder: Path, show: int) -> Path:
     script = templates.get_template("score_page.js.j2").render()
     # The browser runs this script and no other, whatever a caption holds.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = list(build_sections(found, show))
+    sections = list(build_sections(found, show, folder))
     context = {
         "found": found,
         "known": summary(found),
@@ -116,7 +116,7 @@ def page_data(found: Found, sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
-def build_sections(found: Found, show: int) -> Iterator[Section]:
+def build_sections(found: Found, show: int, folder: Path) -> Iterator[Section]:
     """Wrong captions, swapped ones and copies; a pair of a swap is not shown as wrong, too."""
     pictures = Pictures(found)
     number = 0
@@ -169,10 +169,10 @@ def build_sections(found: Found, show: int) -> Iterator[Section]:
     )
     if pictures.changed:
         log.warning(
-            "%d pictures are not those that were scored, and are not shown: the source has changed "
-            "since; delete %s beside the page, and score it again",
+            "pictures that are not shown, for they are not those that were scored: %d; delete %s "
+            "and score the source again",
             pictures.changed,
-            PIECES,
+            folder / PIECES,
         )
 
 
