@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 
 from clip_lite_jax.apps.score_pieces import Piece
 from clip_lite_jax.evaluators.calibration import Calibration
+from clip_lite_jax.vectors import unit
 
 SUSPECTS = 4096
 """Of so many pairs, the worst, it is looked up whether two of them were exchanged."""
@@ -199,9 +200,7 @@ def _units(pieces: Sequence[Piece], chosen: np.ndarray, folder: str) -> np.ndarr
     for piece in pieces:
         image = piece.read().image
         first, last = np.searchsorted(chosen, (start, start + len(image)))
-        some = image[chosen[first:last] - start]
-        length = np.linalg.norm(some, axis=1, keepdims=True)
-        units[first:last] = some / np.maximum(length, 1e-12)
+        units[first:last] = unit(image[chosen[first:last] - start])
         start += len(image)
     return units
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clip_lite_jax.commands.arguments import Subparsers, data_config, folder_here, local, positive
-from clip_lite_jax.errors import ConfigError
 
 ANY_FIELD = "any field of data: --config.data.caption_columns='[\"title\"]'"
 NAMED = 20
