@@ -22,6 +22,7 @@ from clip_lite_jax.apps.data_decisions import (
     is_a_table_of_files,
     make_decisions,
     read_decisions,
+    unread_in,
     write_decisions,
 )
 from clip_lite_jax.apps.score import (
@@ -434,6 +435,10 @@ def test_images_below_several_folders_are_no_table(
     assert not out.exists()
     assert main(command) == 0
     assert f"train with --config.data.source={out / 'clean'}\n" in capsys.readouterr().out
+    assert unread_in(out / "clean") == 0
+    failed = BadExamples(out / "clean" / "skipped.jsonl")
+    failed.extend([("a", "cannot be read: Input/output error"), ("b", "empty file")])
+    assert unread_in(out / "clean") == 1
     left = build_sources(DataConfig(source=str(out / "clean")), BadExamples(), training=False)
     assert {split: len(part) for split, part in left.items()} == {"train": 48, "validation": 1}
 

@@ -16,7 +16,7 @@ from clip_lite_jax.data.pairs import FileImages, Pairs, RemoteImages
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.errors import ConfigError, DataError
-from clip_lite_jax.files import read_json, replacing, write_atomic
+from clip_lite_jax.files import SKIPPED_FILE, read_json, read_json_lines, replacing, write_atomic
 
 FORMAT = "clip-lite decisions 1"
 
@@ -169,3 +169,9 @@ def train_with(**fields: object) -> str:
     """What a shell takes to train on what was written, by fields of data."""
     given = (shlex.quote(f"--config.data.{name}={value}") for name, value in fields.items())
     return f"train with {' '.join(given)}"
+
+
+def unread_in(folder: Path) -> int:
+    """How many pictures a conversion left out that may be read another time, by its own list."""
+    listed = read_json_lines(folder / SKIPPED_FILE)
+    return sum("cannot be read" in str(one.get("reason", "")) for one in listed)

@@ -107,6 +107,7 @@ def _clean(known: argparse.Namespace, data: "DataConfig", decisions: "Decisions"
         check_table,
         is_a_table_of_files,
         train_with,
+        unread_in,
         write_decisions,
         write_table,
     )
@@ -129,5 +130,10 @@ def _clean(known: argparse.Namespace, data: "DataConfig", decisions: "Decisions"
             path = known.out / "clean"
             conversion = conversion_of(data, path, decisions=str(file))
             print(describe(convert(conversion, os.cpu_count() or 1)))
+            if unread := unread_in(path):
+                print(
+                    f"{unread:,} of those left out could not be read this time: delete {path} and "
+                    "run the same command to have them"
+                )
             print(train_with(source=path))
     print(f"written: {path}")
