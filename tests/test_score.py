@@ -50,7 +50,7 @@ from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.pairs import FileImages
 from clip_lite_jax.data.sources import build_sources, fingerprint
-from clip_lite_jax.errors import BadImage, ConfigError, DataError
+from clip_lite_jax.errors import ConfigError, DataError, Unreadable
 from clip_lite_jax.evaluators.calibration import (
     Calibration,
     CalibrationOptions,
@@ -483,7 +483,7 @@ def test_a_picture_that_could_not_be_read_is_tried_again(
 
     def fails(images: FileImages, index: int) -> bytes:
         if images.paths[index].as_py() == "evil.png":
-            raise BadImage("cannot be read: Input/output error")
+            raise Unreadable("cannot be read: Input/output error")
         return read(images, index)
 
     out, settings = tmp_path / "out", Settings(calibration=False, near=None)

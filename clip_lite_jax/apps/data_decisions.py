@@ -172,6 +172,6 @@ def train_with(**fields: object) -> str:
 
 
 def unread_in(folder: Path) -> int:
-    """How many pictures a conversion left out that may be read another time, by its own list."""
+    """How many pictures a conversion left out that it could not read, by its own list."""
     listed = read_json_lines(folder / SKIPPED_FILE)
     return sum("cannot be read" in str(one.get("reason", "")) for one in listed)

@@ -141,7 +141,7 @@ def score_piece(model: DualEncoderModel, source: Source, piece: Piece, others: O
         numbers = range(piece.start, piece.stop)
         looks = pool.map(lambda index: _look(model, source, index), numbers)
         for index, (example, digest, view) in zip(numbers, looks, strict=True):
-            if isinstance(view, BadImage) and may_pass(view):
+            if isinstance(view, Unreadable):
                 unread.append((index, example.id, str(view)))
             elif isinstance(view, BadImage):
                 bad.append((example.id, str(view)))
@@ -198,11 +198,6 @@ def _look(
 def digest_of(image: bytes) -> bytes:
     """16 bytes, the same for equal files alone."""
     return hashlib.blake2b(image, digest_size=16).digest()
-
-
-def may_pass(error: BadImage) -> bool:
-    """Whether a picture may be read another time: of a disk or network that failed."""
-    return isinstance(error, Unreadable) or str(error).startswith("cannot be read")
 
 
 def _sample(sources: Mapping[str, Source], count: int) -> list[Example]:
