@@ -132,8 +132,8 @@ def _clean(known: argparse.Namespace, data: "DataConfig", decisions: "Decisions"
             print(describe(convert(conversion, os.cpu_count() or 1)))
             if unread := unread_in(path):
                 print(
-                    f"{unread:,} of those left out could not be read; where a disk or network failed, "
-                    f"delete {path} and run the same command again"
+                    f"{unread:,} of those left out could not be read; where a disk or network "
+                    f"failed, delete {path} and run the same command again"
                 )
             print(train_with(source=path))
     print(f"written: {path}")
