@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import draw
 from fifty import FORMATS, UNSPLIT, everything, fifty_pairs, written
 
 from clip_lite_jax.apps import data_convert
 from clip_lite_jax.apps.data_convert import Conversion, conversion_of, convert
 from clip_lite_jax.cli import main
 from clip_lite_jax.config import DataConfig
+from clip_lite_jax.data.bad_examples import BadExamples
 from clip_lite_jax.data.image_ops import Opened, decode
+from clip_lite_jax.data.sources import build_sources
 from clip_lite_jax.errors import ConfigError, DataError
 
 
@@ -71,6 +74,26 @@ def test_larger_pictures_become_smaller(source: DataConfig, tmp_path: Path) -> N
             before, after = (decode(data).resize((8, 8)) for data in (old, new))
             difference = np.asarray(before, int) - np.asarray(after, int)
             assert np.abs(difference).mean() < 8
+
+
+def test_pictures_of_one_name_in_two_tables(tmp_path: Path) -> None:
+    for split, colour in (("train", "red"), ("test", "blue")):
+        (tmp_path / split).mkdir()
+        draw("circle", colour).save(tmp_path / split / "1.png")
+        draw("square", colour).save(tmp_path / split / f"{split}.png")
+        table = f"image,caption\n1.png,a {colour} circle\n{split}.png,a square\n"
+        (tmp_path / split / "pairs.csv").write_text(table)
+    both = DataConfig(
+        source=str(tmp_path / "train/pairs.csv"), splits={"test": str(tmp_path / "test/pairs.csv")}
+    )
+    convert(conversion_of(both, tmp_path / "out"), processes=1)
+    found = build_sources(DataConfig(source=str(tmp_path / "out")), BadExamples())
+    ids = {
+        split: [source.metadata(n).id for n in range(len(source))]
+        for split, source in found.items()
+    }
+    assert ids == {"train": ["train/1.png", "train.png"], "test": ["test/1.png", "test.png"]}
+    assert found["test"].metadata(0).captions == ("a blue circle",)
 
 
 def test_what_cannot_be_used_is_left_out_and_listed(source: DataConfig, tmp_path: Path) -> None:

@@ -272,6 +272,7 @@ def test_names_of_results_say_what_was_asked() -> None:
     assert file_name(TaskConfig(task="retrieval")).startswith("retrieval-own_data-")
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of a model that is none
 def test_numbers_that_are_none(model: DualEncoderModel, coco: Path, tmp_path: Path) -> None:
     """A model that has diverged gets results all the same, and they are JSON."""
     lost = copy.copy(model)

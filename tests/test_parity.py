@@ -168,8 +168,16 @@ SPREAD = {
 """Meshes besides: the parameters in eight parts, and two replicas of two parts."""
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = ("terms", "scan", "reembed", "two passes")
+"""Cases that take the longest to compile: tests/long/test_parity_full.py."""
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
 def test_float64_adamw(name: str) -> None:
+    assert_devices_make_no_difference(name)
+
+
+def assert_devices_make_no_difference(name: str) -> None:
     with jax.enable_x64(True):
         one = train(1, CASES[name], ADAMW, "float64")
         assert one["losses"][0].dtype == np.float64

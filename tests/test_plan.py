@@ -1,6 +1,5 @@
 """Plans: what is compiled, for which devices, what is read from it, and what does not work."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -93,52 +92,6 @@ def quickstart_flops(batch: int) -> int:
         convolutions += 3 * 2 * width**2 * flops.places(side, 3, 1) ** 2
         inputs = width
     return 2 * batch * (convolutions + 3 * 2 * flops.head(192, 512, 256))
-
-
-RESNET50 = {
-    "batch_size": "64",
-    "data.image_size": "32",
-    "negatives.block": "16",
-    "model.text.options.layers": "1",
-    "model.critic.options.width": "64",
-    "model.critic.options.hidden": "64",
-    "objective.prior_weight": "0",
-    "optim.lookahead_steps": "0",
-}
-
-
-@needs_libtpu
-def test_resnet50_on_tpus(libtpu: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The step of a published recipe on small pictures: compiling it takes half a minute."""
-    file = tmp_path / "plan.json"
-    arguments = ["--config", "configs/paper.py:resnet50", "--topology", "v5e:2x2"]
-    arguments += ["--price", "2", "--json", str(file)]
-    assert cli.main(["plan", *arguments, *flags(RESNET50)]) == 0
-    printed = capsys.readouterr().out
-    found = json.loads(file.read_text())
-    assert found["parameters"]["image_encoder"] == 23_508_032  # torchvision's, without its head
-    assert found["vocabulary"] == 30_522
-    assert "assumed, of the published bert" in printed
-    memory, work = found["program"]["memory"], found["program"]["work"]
-    count = sum(found["parameters"].values())
-    assert memory["parameters"] == 4 * count
-    assert memory["optimizer state"] == pytest.approx(4 * count, rel=1e-3)  # momentum
-    # A ring of four sends 3/4 of the gradient twice, in the bfloat16 that made it but for words.
-    gradient = 2 * count + 2 * 30_522 * 768
-    assert work["sent"]["all-reduce"] == pytest.approx(2 * 3 / 4 * gradient, rel=0.01)
-    # Statistics of a batch stay on their device, so not every layer waits for the network.
-    assert work["exchanges"]["all-reduce"] < 20
-    assert 4 * work["flops"] == pytest.approx(resnet50_flops(64), rel=1e-3)
-    assert "bound by" in printed
-    assert "USD" in printed
-
-
-def resnet50_flops(batch: int) -> int:
-    """Of ResNet-50 on pictures of 32 pixels, one layer of BERT on 30 tokens, and the critic."""
-    image, text = flops.resnet50(32), flops.transformer(1, 768, 30)
-    heads = flops.head(2048, 64, 64) + flops.head(768, 64, 64)
-    forward = sum(image.values()) + sum(text.values()) + 768**2 + heads  # with BERT's pooler
-    return 2 * batch * (3 * forward - image["stem"])
 
 
 @needs_libtpu

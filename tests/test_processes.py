@@ -6,13 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import tiny_config, write_pairs
-
-from clip_lite_jax.config import to_dict
+from conftest import write_pairs
 
 READ = """
 import json, sys
@@ -42,37 +39,6 @@ for _ in range(int(steps)):
     pixels = batch.image.astype(np.int64).sum(axis=(1, 2, 3)).tolist()
     if jax.process_index() == 0:
         print(json.dumps([batch.index.tolist(), pixels, batch.tokens.tolist()]))
-"""
-
-
-TRAIN = """
-import json, os, signal, sys, time
-import jax
-coordinator, processes, process, last, workdir, config = sys.argv[1:]
-if int(processes) > 1:
-    jax.distributed.initialize(coordinator, int(processes), int(process))
-from pathlib import Path
-import numpy as np
-from clip_lite_jax import train as training
-from clip_lite_jax.config import Config, from_dict
-from clip_lite_jax.sharding import put_batch, replicated
-
-steps = 0
-
-def watched(mesh, batch, parts=False):
-    global steps
-    whole = put_batch(mesh, batch, parts)
-    index = jax.jit(lambda x: x, out_shardings=replicated(mesh))(whole.index)
-    print("[" + json.dumps(np.asarray(index).tolist()) + "]", flush=True)
-    steps += 1
-    while steps == int(last):
-        if Path(workdir, "checkpoints", "3").is_dir():
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.1)
-    return whole
-
-training.put_batch = watched
-training.train(from_dict(Config, json.loads(config)), Path(workdir))
 """
 
 
@@ -123,22 +89,3 @@ def test_processes_see_the_same_batches_and_go_on_with_others(config: dict[str, 
     # A run that stopped after step 3 goes on with more processes, or with fewer.
     assert read(config, processes=4, start=3, steps=3) == whole[3:]
     assert read(config, processes=1, start=3, steps=3) == whole[3:]
-
-
-def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    config = tiny_config(write_pairs(tmp_path / "pairs"))
-    config = replace(
-        config,
-        steps=7,
-        batch_size=16,
-        negatives=replace(config.negatives, block=16, lanes=4),
-        checkpoint=replace(config.checkpoint, every=3),
-        eval=replace(config.eval, every=100),
-    )
-    given = json.dumps(to_dict(config))
-    whole, ended = run(TRAIN, 1, "0", str(tmp_path / "whole"), given)
-    assert (len(whole), ended) == (7, [0])
-    killed, ended = run(TRAIN, 2, "5", str(tmp_path / "killed"), given)
-    assert (killed, ended) == (whole[:5], [-signal.SIGKILL] * 2)
-    rest, ended = run(TRAIN, 1, "0", str(tmp_path / "killed"), given)
-    assert (rest, ended) == (whole[3:], [0])

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +17,7 @@ from clip_lite_jax.checkpoints import Checkpoints
 from clip_lite_jax.config import Config, NegativesConfig, ObjectiveConfig, OptimConfig, to_dict
 from clip_lite_jax.errors import ConfigError, DataError, NonFiniteError
 from clip_lite_jax.evaluate import evaluate
-from clip_lite_jax.metrics import FROM_THE_MACHINE, read_metrics
+from clip_lite_jax.metrics import read_metrics
 from clip_lite_jax.optim import build_schedule
 from clip_lite_jax.run import build_run, restore_or_init
 from clip_lite_jax.train import PendingMetrics, train
@@ -118,36 +116,6 @@ def start_training(table: Path, workdir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", TRAIN, here, str(table), str(workdir)]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-
-
-def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
-    """kill -9 at a random moment, run again: same parameters, same examples, same log."""
-    table = write_pairs(tmp_path / "data")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = start_training(table, whole)
-    assert undisturbed.wait(300) == 0, undisturbed.stderr and undisturbed.stderr.read().decode()
-    victim = start_training(table, broken)
-    kill_after = np.random.default_rng().integers(3, 20)
-    deadline = time.monotonic() + 300
-    while len(steps_seen(broken)) < kill_after and time.monotonic() < deadline:
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    killed_at = len(steps_seen(broken))
-    assert 0 < killed_at < 24, "the run was over before it was killed"
-    assert start_training(table, broken).wait(300) == 0
-
-    config = config_that_carries_everything(table)
-    assert_same_state(final_state(config, whole), final_state(config, broken))
-    ids, resumed_ids = steps_seen(whole), steps_seen(broken)
-    resumed_from = killed_at + 24 - len(resumed_ids)
-    assert resumed_ids[:killed_at] == ids[:killed_at]
-    assert resumed_ids[killed_at:] == ids[resumed_from:]
-    logs = [
-        [{k: v for k, v in line.items() if k not in FROM_THE_MACHINE} for line in lines]
-        for lines in map(read_metrics, (whole, broken))
-    ]
-    assert logs[0] == logs[1]
 
 
 def steps_seen(workdir: Path) -> list[str]:

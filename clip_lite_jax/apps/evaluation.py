@@ -89,7 +89,13 @@ def evaluate_model(
     for task in tasks:  # before any of them takes its time
         options_of(task.task, task.options)
         data_of(task, model.config.data)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}; name a folder with --out") from error
     identity = identity_of(model, name).to_json()
+    # Weights that came without a tokenizer can be measured by what asks for no texts.
+    inputs = TowerInputs(model.pixels, lambda captions: model.tokenizer(captions))
     opened: dict[str, _Opened] = {}
     written = []
     for task in tasks:
@@ -98,7 +104,6 @@ def evaluate_model(
             json.dumps([task.source, task.fields], sort_keys=True),
             _Opened(data_of(task, model.config.data)),
         )
-        inputs = TowerInputs(model.pixels, model.tokenizer)
         data = TaskData(splits, inputs, model.batch_size, splits.bad)
         evaluator = build_task(task.task, data, task.options)
         outcome = evaluator.outcome(model.fns)
@@ -118,7 +123,6 @@ def evaluate_model(
             provenance=provenance(),
         )
         path = out / file_name(task, "" if own_folder else identity["weights"][:8])
-        out.mkdir(parents=True, exist_ok=True)
         content = json.dumps(_finite(asdict(result)), indent=1, allow_nan=False)
         write_atomic(path, content + "\n")
         if task.task in PAGES:

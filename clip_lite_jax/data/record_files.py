@@ -17,7 +17,7 @@ from clip_lite_jax.config import DataConfig
 from clip_lite_jax.data.index import indices
 from clip_lite_jax.data.pairs import Found, Images, RecordImages
 from clip_lite_jax.data.records import Example, RecordSource
-from clip_lite_jax.data.rows import TEXT, Rows, array, in_one_piece
+from clip_lite_jax.data.rows import TEXT, Rows, all_different, array, in_one_piece
 from clip_lite_jax.data.shards import shard_paths
 from clip_lite_jax.data.splits import splits_of_files
 from clip_lite_jax.errors import BadImage, DataError, Unreadable
@@ -45,7 +45,19 @@ def read_records(config: DataConfig) -> Found:
     found = _of_index(config.source, pa.concat_tables(tables), images)
     if found.splits is None:
         found = replace(found, splits=splits_of_files([path.name for path in paths], owner))
+    found = replace(found, ids=_told_apart(found.ids, found.splits))
     return replace(found, place=lambda row: f"{paths[owner[row]].name}, record {number[row]}")
+
+
+def _told_apart(ids: pa.Array, splits: pa.Array | None) -> pa.Array:
+    """Ids that several records have, with the split before them: pictures of one name may have come
+    from two tables, and what has one id is one image."""
+    if splits is None or all_different(ids):
+        return ids
+    counts = ids.value_counts()
+    several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    named = pc.binary_join_element_wise(splits, ids, pa.scalar("/", TEXT))
+    return pc.if_else(pc.is_in(ids, several), named, ids)
 
 
 def _index_records(path: Place) -> pa.Table:
