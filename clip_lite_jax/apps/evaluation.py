@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clip_lite_jax.apps.evaluation_pages import PAGES
 from clip_lite_jax.apps.identity import identity_of
 from clip_lite_jax.config import DataConfig, TaskConfig, from_dict
@@ -94,8 +96,11 @@ def evaluate_model(
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}; name a folder with --out") from error
     identity = identity_of(model, name).to_json()
-    # Weights that came without a tokenizer can be measured by what asks for no texts.
-    inputs = TowerInputs(model.pixels, lambda captions: model.tokenizer(captions))
+
+    def tokenize(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return model.tokenizer(captions)  # weights without one are measured where it is not needed
+
+    inputs = TowerInputs(model.pixels, tokenize)
     opened: dict[str, _Opened] = {}
     written = []
     for task in tasks:
