@@ -28,10 +28,10 @@ from benchmarks.wrong_captions_train import (
     Pairs,
     load_pairs,
 )
+from clip_lite_jax.evaluators.bootstrap import drawn_groups
 from clip_lite_jax.evaluators.calibration import (
     Calibration,
     Trials,
-    drawn_groups,
     quality,
     quality_with_intervals,
     reliability_rows,

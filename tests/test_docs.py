@@ -24,6 +24,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from browser import open_browser
 from conftest import draw
 from doc_blocks import (
     PAGES,
@@ -38,7 +39,6 @@ from doc_blocks import (
     split_commands,
 )
 from doc_commands import DEFAULTS, TOP, check_command, check_mention, has_field
-from playwright.sync_api import sync_playwright
 
 import clip_lite_jax
 from clip_lite_jax import config, pretrained
@@ -54,9 +54,6 @@ NOT_RUN = {
 }
 """Python blocks that are compiled and not run: what they hold, and why."""
 
-CHROME = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 BLOCKS = blocks()
 SHELL = [block for block in BLOCKS if block.kind == "shell"]
 PYTHON = [block for block in BLOCKS if block.kind == "python"]
@@ -293,11 +290,9 @@ def served(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome here")
 def test_the_site_in_a_browser(served: str) -> None:
     """Nothing comes from elsewhere, no page is wider than a telephone, and the search finds."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 844})
         asked: list[str] = []
         wrong: list[str] = []
@@ -320,7 +315,6 @@ def test_the_site_in_a_browser(served: str) -> None:
         page.goto(f"{served}/index.html")
         page.locator(".md-search__input").fill("certified bound")
         page.locator(".md-search-result__link", has_text="The mathematics").first.wait_for()
-        browser.close()
     assert wrong == []
     assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
 

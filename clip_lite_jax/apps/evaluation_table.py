@@ -7,11 +7,10 @@ from pathlib import Path
 
 from clip_lite_jax.apps.evaluation import FOLDER, Result, read_result
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.evaluators.bootstrap import ENDS
 from clip_lite_jax.files import CONFIG_FILE
 
 log = logging.getLogger(__name__)
-
-ENDS = ("_low", "_high")
 
 
 def read_results(places: Sequence[Path]) -> dict[str, list[Result]]:

@@ -10,6 +10,7 @@ from clip_lite_jax.apps.evaluation import FOLDER, read_result
 from clip_lite_jax.apps.report_gallery import shorten
 from clip_lite_jax.apps.report_tables import Numbers
 from clip_lite_jax.errors import ConfigError
+from clip_lite_jax.evaluators.bootstrap import ENDS
 
 ROWS = 10
 """Of a table."""
@@ -18,7 +19,6 @@ CELL = 80
 """Characters of a cell."""
 QUALITY = ("accuracy", "top1", "recall", "average_precision", "ap", "f1", "precision", "top5")
 """Columns by which the worst rows of a table are found, the first that is there."""
-ENDS = ("_low", "_high")
 
 
 @dataclass(frozen=True)

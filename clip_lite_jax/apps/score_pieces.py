@@ -21,7 +21,12 @@ from clip_lite_jax.data.image_ops import Opened
 from clip_lite_jax.data.records import Example
 from clip_lite_jax.data.sources import Source, fingerprint
 from clip_lite_jax.errors import BadImage, DataError, Unreadable
-from clip_lite_jax.evaluators.encoding import encode_captions, encode_images, in_batches
+from clip_lite_jax.evaluators.encoding import (
+    encode_captions,
+    encode_images,
+    in_batches,
+    stack_or_empty,
+)
 from clip_lite_jax.evaluators.pair_scores import contrasts, ranks_among
 from clip_lite_jax.files import replacing
 from clip_lite_jax.inference import DualEncoderModel
@@ -149,8 +154,7 @@ def score_piece(model: DualEncoderModel, source: Source, piece: Piece, others: O
                 usable.append((index, example, digest))
                 views.append(view)
     size = model.batch_size
-    pixels = np.stack(views) if views else np.zeros((0, *model.pixels.blank.shape), np.uint8)
-    image = encode_images(model.fns, pixels, size)
+    image = encode_images(model.fns, stack_or_empty(views, model.pixels.blank), size)
     examples = [example for _, example, _ in usable]
     captions = [text for example in examples for text in example.captions]
     text = encode_captions(model.fns, model.tokenizer, captions, size)

@@ -10,6 +10,8 @@ from statistics import NormalDist
 import numpy as np
 
 RESAMPLES = 1000
+ENDS = ("_low", "_high")
+"""What names of intervals' ends end in, after the name of what they are of."""
 DRAWS = 2 * 10**7
 """Clusters drawn for shared intervals, at most: of 50,000 images there are 400 resamples."""
 Z = NormalDist().inv_cdf(0.975)
@@ -125,6 +127,15 @@ def with_shared_intervals(
         for name, (low, high) in (drawn | certain).items():
             found[f"{name}_low"], found[f"{name}_high"] = low, high
     return found
+
+
+def drawn_groups(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """How often each of N examples occurs when groups are drawn with replacement, ``[R, N]``."""
+    _, member = np.unique(groups, return_inverse=True)
+    count = int(member.max()) + 1
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return times[:, member].astype(np.float64)
 
 
 def _by_cluster(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from clip_lite_jax.config import RetrievalConfig
 from clip_lite_jax.config.types import STRICT, PositiveInt
 from clip_lite_jax.data.pipeline import stable_hash
 from clip_lite_jax.errors import ConfigError, DataError
+from clip_lite_jax.evaluators.bootstrap import drawn_groups
 from clip_lite_jax.evaluators.information import calibrate
 from clip_lite_jax.evaluators.pair_scores import other_captions
 from clip_lite_jax.evaluators.retrieval import Retrieval
@@ -197,15 +198,6 @@ def quality_with_intervals(
         low, high = np.quantile(values, (0.025, 0.975))
         found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return found
-
-
-def drawn_groups(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often each of N examples occurs when groups are drawn with replacement, ``[R, N]``."""
-    _, member = np.unique(groups, return_inverse=True)
-    count = int(member.max()) + 1
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-    return times[:, member].astype(np.float64)
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=STRICT)

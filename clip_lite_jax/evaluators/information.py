@@ -15,6 +15,7 @@ from clip_lite_jax.data.inputs import TowerInputs
 from clip_lite_jax.data.pipeline import stable_hash
 from clip_lite_jax.data.sources import IndependentPairs, Source
 from clip_lite_jax.errors import DataError
+from clip_lite_jax.evaluators.bootstrap import drawn_groups
 from clip_lite_jax.evaluators.retrieval import Retrieval
 from clip_lite_jax.evaluators.tasks import Outcome, TaskData, TaskEvaluator
 from clip_lite_jax.train_step import EncodeFns
@@ -140,11 +141,7 @@ def intervals(
     not independent evidence.  However often an example is drawn, it never meets its own partner as
     a shuffled one.  Source: Efron and Tibshirani (1993), ch. 13.
     """
-    _, member = np.unique(groups, return_inverse=True)
-    count = int(member.max()) + 1
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-    weight = times[:, member].astype(np.float64)  # [resamples, N]
+    weight = drawn_groups(groups, resamples, seed)  # [resamples, N]
 
     def mean_p(values: np.ndarray) -> np.ndarray:
         return weight @ values / weight.sum(axis=1)
